@@ -1,0 +1,36 @@
+# Few words; `make` alone lists them. Everything a word needs it sets up itself in .venv, from Python alone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+help: ## list the words
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[uvloop]' --group dev
+	@$(BIN)/python -c "import sameworld.asof.kernel"  # compiles it, once
+	@touch $(READY)
+
+install: $(READY) ## make .venv with everything the project needs
+
+demo: $(READY) ## the whole story on real flights; ends with demo/report.html
+	$(BIN)/sameworld demo flights
+
+test: $(READY) ## run all tests
+	$(BIN)/python -m pytest
+
+check: $(READY) ## what CI runs: format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(READY) ## print ratios against what you would use instead
+	$(BIN)/python benchmarks/asof.py
+
+clean: ## remove what the other words made
+	rm -rf $(VENV) demo .sameworld examples/*/data
+
+.PHONY: help install demo test check bench clean

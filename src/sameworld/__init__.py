@@ -1,0 +1,47 @@
+"""sameworld: the world a model is trained in and the world it is served in are the same world, provably."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sameworld.definitions.availability import at_event_time, daily, delay
+from sameworld.definitions.feature import derive, field
+from sameworld.definitions.label import Label
+from sameworld.definitions.model import Constant, Model, Rate, Service
+from sameworld.definitions.moments import Moments
+from sameworld.definitions.source import Source
+from sameworld.definitions.windows import ahead
+from sameworld.errors import SameworldError
+
+if TYPE_CHECKING:
+    from sameworld.training.fit import train
+    from sameworld.training.training_set import training_set
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Constant",
+    "Label",
+    "Model",
+    "Moments",
+    "Rate",
+    "SameworldError",
+    "Service",
+    "Source",
+    "ahead",
+    "at_event_time",
+    "daily",
+    "delay",
+    "derive",
+    "field",
+    "train",
+    "training_set",
+]
+
+# These bring an engine and a compiler with them, so they load on first use: `sameworld --help` needs neither.
+_LATER = {"training_set": "sameworld.training.training_set", "train": "sameworld.training.fit"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'sameworld' has no attribute {name!r}")

@@ -1,0 +1,362 @@
+"""The command line. Heavy libraries load in the command that needs them: `sameworld --help` compiles nothing."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sameworld import __version__
+from sameworld.cli import show
+from sameworld.errors import DefinitionError, Problems, SameworldError
+
+_Command = Callable[..., Any]
+
+
+def _common(command: _Command) -> _Command:
+    """Add --world and --json, and print errors as this tool does."""
+
+    @click.option(
+        "--world",
+        "world",
+        type=click.Path(path_type=Path),
+        default=Path("world.py"),
+        show_default=True,
+        help="The world file.",
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+    @wraps(command)
+    def run(*args: Any, as_json: bool, **options: Any) -> None:
+        try:
+            command(*args, as_json=as_json, **options)
+        except SameworldError as error:
+            show.failure(error, as_json=as_json)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            show.err.print("Interrupted; nothing is half-written.", style="yellow")
+            sys.exit(130)
+
+    return run
+
+
+_registry = click.option(
+    "--registry",
+    type=click.Path(path_type=Path),
+    default=Path(".sameworld"),
+    show_default=True,
+    help="Where bundles lie.",
+)
+_state = click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    default=Path(".sameworld/state"),
+    show_default=True,
+    help="Where logs and the store lie.",
+)
+
+
+_against = click.option(
+    "--against",
+    type=click.Choice(["log", "files"]),
+    default="log",
+    show_default=True,
+    help="log: files up to the cutover and the event log after it. files: the files alone.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="sameworld")
+def main() -> None:
+    """Train a model and serve it in the same world, provably."""
+
+
+@main.command()
+@_common
+def check(world: Path, as_json: bool) -> None:
+    """Read the world file and its data, and name everything that is wrong, at once."""
+    from sameworld.engines.duckdb import DuckDBEngine  # noqa: PLC0415 # see the module's first lines
+    from sameworld.training.training_set import problems_of  # noqa: PLC0415
+    from sameworld.training.world_file import load_world  # noqa: PLC0415
+
+    loaded = load_world(world)
+    engine = DuckDBEngine(loaded.folder)
+    problems = [problem for model in loaded.models.values() for problem in problems_of(model, engine)]
+    if problems:
+        raise Problems(f"The world {world.name}", problems)
+    summary: dict[str, Any] = {
+        name: {
+            "content": model.content,
+            "features": len(model.features),
+            "sources": [source.name for source in model.sources],
+            "output": model.output,
+        }
+        for name, model in loaded.models.items()
+    }
+    if as_json:
+        show.json_out({"world": str(world), "models": summary})
+        return
+    for name, facts in summary.items():
+        show.out.print(
+            f"{name}: {facts['features']} features of {', '.join(facts['sources'])}; answers a {facts['output']}; content {facts['content']}"
+        )
+    show.out.print("Nothing is wrong.", style="green")
+
+
+@main.command()
+@click.argument("model", required=False)
+@_common
+@_registry
+@click.option(
+    "--until",
+    help="The time of training, ISO 8601; what was asked after it is for the score. By default 85 % of the moments come before.",
+)
+@click.option(
+    "--in-world",
+    type=click.Choice(["as_of", "event_time"]),
+    default="as_of",
+    show_default=True,
+    help="event_time: as a join on event times would have it.",
+)
+def train(
+    model: str | None, world: Path, as_json: bool, registry: Path, until: str | None, in_world: Any
+) -> None:
+    """Train MODEL (or the world's only one) and save its bundle."""
+    from sameworld.training.fit import train as train_model  # noqa: PLC0415
+    from sameworld.training.world_file import load_world  # noqa: PLC0415
+
+    loaded = load_world(world)
+    trained = train_model(
+        loaded.model(model),
+        registry=registry,
+        world=in_world,
+        until=show.instant(until) if until else None,
+        folder=loaded.folder,
+        say=show.say,
+    )
+    facts: dict[str, Any] = {
+        "model": trained.bundle.model.name,
+        "bundle": trained.bundle.address,
+        "world": in_world,
+        "until": show.iso(trained.bundle.description.trained_until),
+        "metric": trained.metric,
+        "scores": {
+            name: {"value": s.value, "low": s.low, "high": s.high}
+            for name, s in trained.scores.items()
+            if name != "log_loss"
+        },
+        "rows": trained.rows,
+        "seconds": trained.seconds,
+    }
+    if as_json:
+        show.json_out(facts)
+        return
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(
+        "",
+        trained.metric,
+        "95 % interval",
+        title=f"{facts['model']} on {trained.rows['test']:,} moments after {facts['until']}",
+    )
+    for name, score in facts["scores"].items():
+        table.add_row(name, f"{score['value']:.4f}", f"{score['low']:.4f} to {score['high']:.4f}")
+    show.out.print(table)
+    rows = trained.rows
+    show.out.print(
+        f"learnt from {rows['fit']:,}, calibrated on {rows['calibration']:,}; left out: {rows['immature']:,} not mature yet, {rows['unlabelled']:,} without a label"
+    )
+    show.out.print(f"seconds: {', '.join(f'{name} {value:.1f}' for name, value in trained.seconds.items())}")
+    show.out.print(f"bundle {facts['bundle']}")
+
+
+@main.command()
+@click.argument("models", nargs=-1)
+@_common
+@_registry
+@_state
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Anything but loopback needs SAMEWORLD_TOKEN."
+)
+@click.option("--port", default=8000, show_default=True)
+@click.option(
+    "--replay", is_flag=True, help="Moments and available times come from outside, in the order of time."
+)
+@click.option(
+    "--cutover",
+    help="ISO 8601: rows readable before it come from the files, later ones from the event log. Recorded once; now by default.",
+)
+@click.option(
+    "--durability",
+    type=click.Choice(["process", "disk"]),
+    default="disk",
+    show_default=True,
+    help="What an acknowledged event survives: a kill, or a power cut.",
+)
+def serve(
+    models: tuple[str, ...],
+    world: Path,
+    as_json: bool,
+    registry: Path,
+    state: Path,
+    host: str,
+    port: int,
+    replay: bool,
+    cutover: str | None,
+    durability: Any,
+) -> None:
+    """Serve MODELS (all trained ones by default; NAME or NAME=BUNDLE) until interrupted."""
+    from sameworld.server.config import ServerConfig  # noqa: PLC0415
+    from sameworld.server.run import fill  # noqa: PLC0415
+    from sameworld.server.run import serve as run  # noqa: PLC0415
+    from sameworld.training.bundle import Registry  # noqa: PLC0415
+    from sameworld.training.world_file import load_world  # noqa: PLC0415
+
+    loaded = load_world(world)
+    kept = Registry(registry)
+    wanted: dict[str, str] = {}
+    for given in models or loaded.models:
+        name, _, address = given.partition("=")
+        wanted[name] = address or kept.newest(name) or ""
+    missing = [name for name, address in wanted.items() if not address]
+    if missing:
+        raise DefinitionError(
+            f"No bundle of {', '.join(missing)} is in the registry.",
+            where=str(registry),
+            do="train first: sameworld train.",
+        )
+    config = ServerConfig(
+        world=str(loaded.path), registry=str(registry.resolve()), state=str(state.resolve()), models=wanted, replay=replay, durability=durability,
+        host=host, port=port, token=os.environ.get("SAMEWORLD_TOKEN"), folder=str(loaded.folder),
+    )  # fmt: skip
+    config.check()
+    fill(config, cutover=show.instant(cutover) if cutover else None, say=show.say)
+    show.say(f"serving {', '.join(wanted)} at http://{host}:{port}")
+    run(config)
+
+
+@main.command()
+@_common
+@_registry
+@_state
+@_against
+@click.option("--show", "listed", default=20, show_default=True, help="How many differences to list.")
+def prove(world: Path, as_json: bool, registry: Path, state: Path, against: Any, listed: int) -> None:
+    """Recompute every logged vector from the sources and compare it bit by bit. Exit status 1 when something differs."""
+    from sameworld.engines.duckdb import DuckDBEngine  # noqa: PLC0415
+    from sameworld.evaluation.prove import prove as run  # noqa: PLC0415
+    from sameworld.training.bundle import Registry  # noqa: PLC0415
+    from sameworld.training.world_file import load_world  # noqa: PLC0415
+
+    loaded = load_world(world)
+    proof = run(
+        loaded.models,
+        Registry(registry),
+        state,
+        engine=DuckDBEngine(loaded.folder),
+        against=against,
+        say=show.say,
+    )
+    if as_json:
+        show.json_out(proof.as_json(listed))
+    else:
+        for difference in proof.differences[:listed]:
+            show.out.print(difference.text(), markup=False)
+        show.out.print(
+            f"{proof.vectors:,} vectors, {proof.values:,} values, {proof.different} different; {proof.without_vector:,} answers had no vector",
+            style="green" if not proof.different else "red",
+        )
+        for cause, count in proof.causes.items():
+            show.out.print(f"  {cause}: {count}", markup=False)
+    if proof.different:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("model", required=False)
+@_common
+@_registry
+@_state
+@click.option("--report", type=click.Path(path_type=Path), help="Write an HTML report there.")
+@click.option(
+    "--bundle",
+    "bundles",
+    multiple=True,
+    help="A bundle whose answers are in the log, trained in any world; the newest of each by default.",
+)
+@_against
+def gap(
+    model: str | None,
+    world: Path,
+    as_json: bool,
+    registry: Path,
+    state: Path,
+    report: Path | None,
+    bundles: tuple[str, ...],
+    against: Any,
+) -> None:
+    """Compare what MODEL claims in each world it was trained in with what its logged answers delivered."""
+    from sameworld.engines.duckdb import DuckDBEngine  # noqa: PLC0415
+    from sameworld.evaluation.gap import measure  # noqa: PLC0415
+    from sameworld.evaluation.report import render_gap_report  # noqa: PLC0415
+    from sameworld.training.bundle import Registry  # noqa: PLC0415
+    from sameworld.training.world_file import functions_of, load_world  # noqa: PLC0415
+
+    loaded = load_world(world)
+    kept = Registry(registry)
+    chosen = loaded.model(model)
+    addresses = list(bundles) or [a for w in ("event_time", "as_of") if (a := kept.newest(chosen.name, w))]
+    functions = functions_of(loaded.path)
+    loadable = [kept.load(address, functions) for address in addresses]
+    engine = DuckDBEngine(loaded.folder)
+    measured = measure(chosen, loadable, state, engine=engine, against=against, say=show.say)
+    if report:
+        report.write_text(render_gap_report(measured.report))
+    if as_json:
+        show.json_out(measured.as_json())
+    else:
+        show.out.print(measured.table())
+        if report:
+            show.out.print(f"report: {report}")
+
+
+@main.command()
+@click.argument("name", default="flights")
+@click.argument("extra", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="Where the report goes.",
+)
+def demo(name: str, out: Path, extra: tuple[str, ...]) -> None:
+    """Run the whole story of an example: train, serve, replay, prove, compare, report."""
+    for folder in [Path.cwd(), *Path.cwd().parents]:
+        script = folder / "examples" / name / "demo.py"
+        if script.exists():
+            break
+    else:
+        show.failure(
+            DefinitionError(
+                f"There is no examples/{name}/demo.py here.", do="run this in a clone of the repository."
+            ),
+            as_json=False,
+        )
+        sys.exit(1)
+    sys.path.insert(0, str(script.parent))
+    sys.argv = [str(script), str(out), *extra]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SameworldError as error:
+        show.failure(error, as_json=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""How results look in a terminal: tables, progress, errors; JSON where a script listens."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sameworld.errors import SameworldError
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """Tell what is being done; never on stdout, where results go."""
+    err.print(f"  {text}", style="dim", markup=False)
+
+
+def json_out(value: Any) -> None:
+    """Print a result for a script."""
+    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def failure(error: SameworldError, *, as_json: bool) -> None:
+    """Print an error: on stdout as JSON for a script, on stderr for a person."""
+    if as_json:
+        json_out(error.as_json())
+    else:
+        err.print(error.text(), style="red", markup=False)
+
+
+@contextmanager
+def progress(label: str, unit: str) -> Generator[Callable[[int, int], None]]:
+    """Give a function to report (done, all) to: a bar on a terminal, a line every few seconds otherwise."""
+    if err.is_terminal:
+        with Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeRemainingColumn(),
+            console=err,
+        ) as bar:
+            task = bar.add_task(label, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    last = time.monotonic()
+
+    def line(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 5 or done == total:
+            last = time.monotonic()
+            say(f"{label}: {done:,} of {total:,} {unit}")
+
+    yield line
+
+
+def instant(text: str) -> int:
+    """Read an ISO 8601 time as microseconds since 1970; without an offset it is UTC.
+
+    >>> instant("1970-01-01T00:00:01Z")
+    1000000
+    """
+    parsed = datetime.datetime.fromisoformat(text)
+    if parsed.tzinfo is None:
+        parsed = parsed.replace(tzinfo=datetime.UTC)
+    return (parsed - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
+
+
+def iso(microseconds: int) -> str:
+    """Write microseconds since 1970 as people read them.
+
+    >>> iso(1_000_000)
+    '1970-01-01T00:00:01Z'
+    """
+    moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(
+        microseconds=microseconds
+    )
+    return moment.isoformat().replace("+00:00", "Z")

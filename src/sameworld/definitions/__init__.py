@@ -1,0 +1,1 @@
+"""What a world says: frozen data without I/O, engines or clocks."""

@@ -1,0 +1,144 @@
+"""Features: an aggregate over a source's rows, a field of the request, or a function of other features."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Literal, Union
+
+import msgspec
+
+from sameworld.definitions.functions import NamedFunction
+from sameworld.definitions.problems import report
+from sameworld.definitions.windows import Window
+from sameworld.errors import DefinitionError
+
+if TYPE_CHECKING:
+    from sameworld.definitions.source import Source
+
+
+class Outcome(msgspec.Struct, frozen=True, tag="outcome"):
+    """An aggregate compared with a number: true or false, null when the aggregate is."""
+
+    aggregate: Aggregate
+    comparison: Literal[">", ">=", "<", "<="]
+    threshold: float
+
+
+class Aggregate(msgspec.Struct, frozen=True, tag="aggregate", dict=True):
+    """A value of an entity at a moment, from the rows readable then. Made by `source.by(...).mean(...)` and its like."""
+
+    source: Source
+    keys: tuple[str, ...]
+    where: str | None
+    operation: str
+    column: str | None
+    windows: tuple[Window, ...]
+
+    @functools.cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The name of each window's column, the same for every model that uses it."""
+        what = f"{self.operation}({self.column or '*'})"
+        where = f" where {self.where}" if self.where else ""
+        rows = f"{self.source.name}:{self.source.content[:6]} by {','.join(self.keys)} {what}{where}"
+        return tuple(f"{rows} over {window.label}" for window in self.windows)
+
+    def category(self) -> Category:
+        """Use the value as a category."""
+        return Category(self)
+
+    def __gt__(self, threshold: float) -> Outcome:
+        return Outcome(self, ">", float(threshold))
+
+    def __ge__(self, threshold: float) -> Outcome:
+        return Outcome(self, ">=", float(threshold))
+
+    def __lt__(self, threshold: float) -> Outcome:
+        return Outcome(self, "<", float(threshold))
+
+    def __le__(self, threshold: float) -> Outcome:
+        return Outcome(self, "<=", float(threshold))
+
+
+class Field(msgspec.Struct, frozen=True, tag="field"):
+    """A field of the request, as it comes."""
+
+    name: str
+
+    def category(self) -> Category:
+        """Use the field as a category."""
+        return Category(self)
+
+    def hour(self, *, timezone: str) -> ClockPart:
+        """The hour of a timestamp, 0 to 23, on the clocks of a time zone."""
+        return ClockPart(self, "hour", timezone)
+
+    def minute_of_day(self, *, timezone: str) -> ClockPart:
+        """Minutes since midnight on the clocks of a time zone, 0 to 1439."""
+        return ClockPart(self, "minute_of_day", timezone)
+
+    def weekday(self, *, timezone: str) -> ClockPart:
+        """The day of the week of a timestamp, Monday 0 to Sunday 6, on the calendars of a time zone."""
+        return ClockPart(self, "weekday", timezone)
+
+    def month(self, *, timezone: str) -> ClockPart:
+        """The month of a timestamp, 1 to 12, on the calendars of a time zone."""
+        return ClockPart(self, "month", timezone)
+
+
+class ClockPart(msgspec.Struct, frozen=True, tag="clock_part"):
+    """A part of a timestamp as people in a time zone read it."""
+
+    field: Field
+    part: Literal["hour", "minute_of_day", "weekday", "month"]
+    timezone: str
+
+    def __post_init__(self) -> None:
+        from sameworld.definitions.source import check_timezone  # noqa: PLC0415 # source.py needs Aggregate from here
+
+        check_timezone(self.timezone, f"field {self.field.name!r}")
+
+    def category(self) -> Category:
+        """Use the part as a category."""
+        return Category(self)
+
+
+class Derive(msgspec.Struct, frozen=True, tag="derive"):
+    """A named function of other features' or request fields' columns."""
+
+    function: NamedFunction
+    inputs: tuple[str, ...]
+
+    def category(self) -> Category:
+        """Use the result as a category."""
+        return Category(self)
+
+
+class Category(msgspec.Struct, frozen=True, tag="category"):
+    """A value that is one of many names. Unseen in training counts as null."""
+
+    of: Union[Field, ClockPart, Aggregate, Derive]  # noqa: UP007 # a string annotation with | is not resolved by msgspec across this cycle
+
+
+Feature = Aggregate | Field | ClockPart | Derive | Category
+
+
+def field(name: str) -> Field:
+    """Use a field of the request (a column of the moments) as a feature."""
+    return Field(name)
+
+
+def derive(function: object, *inputs: str) -> Derive:
+    """Use a named function of columns as a feature.
+
+    Args:
+        function: defined with `def` at the top of a module. It is called with one NumPy array a named input (float64 with NaN for null; objects
+            with None for text) and returns one array of the same length. It is called with a million rows or with one, and must treat each row alone.
+        inputs: names of other features of the model, or of request fields.
+    """
+    if not inputs:
+        report(
+            DefinitionError(
+                "sw.derive names no input.", do="name the features or request fields that the function reads."
+            )
+        )
+    return Derive(NamedFunction.of(function), inputs)

@@ -1,0 +1,13 @@
+"""Content hashes: equal definitions have equal hashes, on every machine and in every process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+
+def content_hash(value: Any) -> str:
+    """Give the first 16 hex digits of SHA-256 over the canonical JSON of plain data (dicts, lists, strings, numbers)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,311 @@
+"""A model: moments, features, label, estimator, calibration, fallbacks and service level, versioned by the hash of all that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from sameworld.definitions import durations
+from sameworld.definitions.feature import Aggregate, Category, Derive, Feature, Field
+from sameworld.definitions.functions import NamedFunction
+from sameworld.definitions.hashing import content_hash
+from sameworld.definitions.label import Label
+from sameworld.definitions.moments import Moments
+from sameworld.definitions.problems import report
+from sameworld.definitions.source import Source
+from sameworld.definitions.where_defined import caller
+from sameworld.errors import DefinitionError, nearest
+
+Output = Literal["probability", "number", "classes", "ranking"]
+
+
+class Service(msgspec.Struct, frozen=True, kw_only=True):
+    """The service level: what a caller is promised.
+
+    Args:
+        deadline: one budget for the whole request; what misses it is answered by the next fallback.
+        p99: the latency that 99 % of the answers should keep.
+        max_error_rate: the share of answers that may come from a fallback because something broke.
+    """
+
+    deadline: str = "50ms"
+    p99: str | None = None
+    max_error_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            durations.microseconds(self.deadline, of="sw.Service deadline")
+            if self.p99 is not None:
+                durations.microseconds(self.p99, of="sw.Service p99")
+        except DefinitionError as problem:
+            report(problem)
+
+    @property
+    def deadline_seconds(self) -> float:
+        return durations.microseconds(self.deadline, of="sw.Service deadline") / 1e6
+
+
+class Constant(msgspec.Struct, frozen=True, tag="constant"):
+    """Answer always the same value. Needs nothing, so it never fails."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.value, int | float) or not math.isfinite(self.value):  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not all checked
+            report(
+                DefinitionError(
+                    f"sw.Constant({self.value!r}) is not a finite number.", do="give the value to answer."
+                )
+            )
+
+
+class Rate(msgspec.Struct, frozen=True, tag="rate"):
+    """Answer the label's mean among the training moments with the same value of a request field; unseen values get the overall mean."""
+
+    by: str | None = None
+
+
+Fallback = Constant | Rate
+
+
+class Estimator:
+    """An object with scikit-learn's fit and predict, known by its class and parameters."""
+
+    def __init__(self, kind: str, parameters: dict[str, Any], unfitted: Any) -> None:
+        self.kind = kind
+        self.parameters = parameters
+        self.unfitted = unfitted
+
+    @classmethod
+    def of(cls, estimator: Any) -> Estimator:
+        if isinstance(estimator, Estimator):
+            return estimator
+        if not hasattr(estimator, "fit") or not hasattr(estimator, "predict"):
+            report(
+                DefinitionError(
+                    "The estimator cannot be trained.",
+                    where="sw.Model estimator",
+                    expected="an object with fit and predict, as scikit-learn's are",
+                    found=type(estimator).__name__,
+                    do="pass an instance, for example LGBMClassifier(n_estimators=300).",
+                )
+            )
+        parameters = estimator.get_params() if hasattr(estimator, "get_params") else {}
+        kind = f"{type(estimator).__module__}.{type(estimator).__qualname__}"
+        return cls(kind, {name: _plain(value) for name, value in parameters.items()}, estimator)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Estimator) and (self.kind, self.parameters) == (other.kind, other.parameters)
+
+    def __hash__(self) -> int:
+        return hash((self.kind, repr(sorted(self.parameters.items()))))
+
+    def __repr__(self) -> str:
+        return f"Estimator({self.kind})"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool | int | str | type(None)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+class _Named(msgspec.Struct, frozen=True):
+    name: str
+
+
+class Model(_Named, frozen=True, kw_only=True):
+    """Moments + features + label + estimator + calibration + fallbacks + service level.
+
+    Args:
+        name: how the route, the log and the registry call it.
+        moments: when the model is asked, with which fields.
+        features: name -> feature. An aggregate over several windows becomes one column a window.
+        label: what came of a moment.
+        estimator: an object with scikit-learn's fit and predict (predict_proba for a probability).
+        calibration: how scores become probabilities, on a slice of time after the training slice.
+        fallbacks: what to answer, in this order, when the model cannot.
+        service: the service level.
+    """
+
+    moments: Moments
+    features: dict[str, Feature]
+    label: Label
+    estimator: Any
+    calibration: Literal["isotonic"] | None = "isotonic"
+    fallbacks: tuple[Fallback, ...] = ()
+    service: Service = Service()
+
+    def __post_init__(self) -> None:
+        where = f"model {self.name!r} {caller()}".strip()
+        set_ = msgspec.structs.force_setattr
+        set_(self, "estimator", Estimator.of(self.estimator))
+        set_(self, "fallbacks", tuple(self.fallbacks))
+        if not self.name or not self.name.replace("_", "a").replace("-", "a").isalnum():
+            report(
+                DefinitionError(
+                    f"{self.name!r} is not a model name.",
+                    where=where,
+                    expected="letters, digits, '-' and '_'",
+                    do="rename the model.",
+                )
+            )
+        if self.calibration not in ("isotonic", None):
+            report(
+                DefinitionError(
+                    f"{self.calibration!r} is not a calibration.",
+                    where=where,
+                    expected="'isotonic' or None",
+                    do="choose one of them.",
+                )
+            )
+        if not self.features:
+            report(
+                DefinitionError(f"Model {self.name!r} has no features.", where=where, do="add at least one.")
+            )
+        for name, feature in self.features.items():
+            self._check_feature(name, feature, where)
+        for fallback in self.fallbacks:
+            if not isinstance(fallback, Constant | Rate):  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not all checked
+                report(
+                    DefinitionError(
+                        "A fallback is of no known kind.",
+                        where=where,
+                        expected="sw.Rate or sw.Constant",
+                        found=repr(fallback)[:80],
+                        do="replace it.",
+                    )
+                )
+        if len({source.name for source in self.sources}) != len({source.content for source in self.sources}):
+            report(
+                DefinitionError(
+                    f"Model {self.name!r} reads two different sources of one name.",
+                    where=where,
+                    do="give each source its own name.",
+                )
+            )
+
+    def _check_feature(self, name: str, feature: Any, where: str) -> None:
+        if not isinstance(feature, Feature):
+            report(
+                DefinitionError(
+                    f"Feature {name!r} is not a feature.",
+                    where=where,
+                    expected="an aggregate, sw.field(...), sw.derive(...) or one of them as a category",
+                    found=repr(feature)[:80],
+                    do="correct its definition.",
+                )
+            )
+            return
+        plain = feature.of if isinstance(feature, Category) else feature
+        if isinstance(feature, Category) and isinstance(plain, Aggregate) and len(plain.windows) != 1:
+            report(
+                DefinitionError(
+                    f"Feature {name!r} makes a category of several windows.",
+                    where=where,
+                    do="use one window a feature.",
+                )
+            )
+        if (
+            isinstance(plain, Derive)
+            and name in plain.inputs
+            and not isinstance(self.features.get(name), Field)
+        ):
+            report(
+                DefinitionError(
+                    f"Feature {name!r} is derived from itself.",
+                    where=where,
+                    do=f"rename it; its inputs are {', '.join(plain.inputs)}.",
+                )
+            )
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The sources of the features, each once, in order of first use."""
+        found: dict[str, Source] = {}
+        for feature in self.features.values():
+            plain = feature.of if isinstance(feature, Category) else feature
+            if isinstance(plain, Aggregate):
+                found.setdefault(plain.source.content, plain.source)
+        return tuple(found.values())
+
+    @property
+    def output(self) -> Output:
+        """The shape of an answer."""
+        return "probability" if self.label.binary else "number"
+
+    @property
+    def content(self) -> str:
+        """The hash of all that makes the model what it is; where the data lie is not part of it."""
+        return content_hash(meaning_of(self))
+
+
+def _encode(value: Any) -> Any:
+    match value:
+        case NamedFunction():
+            return {"function": value.name, "code": value.code}
+        case Estimator():
+            return {"estimator": value.kind, "parameters": value.parameters}
+        case _:
+            return {"table": type(value).__name__}
+
+
+def as_json(definition: msgspec.Struct) -> Any:
+    """Give any definition as plain JSON data."""
+    return msgspec.to_builtins(definition, enc_hook=_encode)
+
+
+def model_from_json(data: Any, functions: Mapping[str, NamedFunction]) -> Model:
+    """Build a model from its JSON.
+
+    Args:
+        data: what `as_json` gave.
+        functions: code hash -> function, for `sw.derive`; code that is missing here leaves a function that cannot be called.
+    """
+
+    def decode(kind: type, value: Any) -> Any:
+        if kind is NamedFunction:
+            return functions.get(value["code"]) or NamedFunction(value["function"], value["code"], None)
+        return value
+
+    estimator = data["estimator"]
+    data = {**data, "estimator": Estimator(estimator["estimator"], estimator["parameters"], _Fitted())}
+    return msgspec.convert(data, Model, dec_hook=decode)
+
+
+class _Fitted:
+    """Stands where a model read from a bundle had its unfitted estimator: the bundle holds the fitted one."""
+
+
+def meaning_of(model: Model) -> Any:
+    """The JSON that is hashed: everything but where data lie, with the order of the features kept."""
+    data = as_json(model)
+    data["features"] = [[name, feature] for name, feature in data["features"].items()]
+    return _without_data(data)
+
+
+def _without_data(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_data(item) for name, item in value.items() if name != "data"}
+    if isinstance(value, list | tuple):
+        return [_without_data(item) for item in value]
+    return value
+
+
+def unknown_name(name: str, known: list[str], where: str) -> DefinitionError:
+    """The error of a name that is neither a feature nor a field."""
+    return DefinitionError(
+        f"{name!r} is neither a feature nor a field of the request.",
+        where=where,
+        expected=f"nearest: {nearest(name, known)}",
+        do="correct the name.",
+    )

@@ -1,0 +1,187 @@
+"""A source: rows, each with the time it happened and the time the serving system could first read it."""
+
+from __future__ import annotations
+
+import functools
+import zoneinfo
+from typing import Any
+
+import msgspec
+
+from sameworld.definitions import availability, feature, windows
+from sameworld.definitions.availability import Availability, AvailableColumn
+from sameworld.definitions.feature import Aggregate
+from sameworld.definitions.hashing import content_hash
+from sameworld.definitions.problems import report
+from sameworld.definitions.where_defined import caller
+from sameworld.errors import DefinitionError
+
+
+class _Table(msgspec.Struct, frozen=True, dict=True):
+    name: str
+    data: Any
+
+
+class Source(_Table, frozen=True, kw_only=True):
+    """A table of rows, each with an event time and an available time.
+
+    Args:
+        name: how features, the events route and the log call it.
+        data: a Parquet or CSV path or glob, a DuckDB query (it begins with SELECT, FROM or WITH), or an Arrow table.
+        event_time: the column of the time at which the row's event happened.
+        available_at: when the serving system could first read the row: a column's name, `sw.delay`, `sw.daily` or `sw.at_event_time`.
+        id: the column that names the fact. Later rows with the same id are corrections of it.
+        version: the column that orders corrections; without it the order of arrival does.
+        deleted: a boolean column; a row with true withdraws the fact.
+        timezone: the zone of naive timestamps in this table. Without it they are an error.
+
+    Raises:
+        DefinitionError: the definition cannot mean anything.
+    """
+
+    event_time: str
+    available_at: str | Availability | None = None
+    id: str | None = None
+    version: str | None = None
+    deleted: str | None = None
+    timezone: str | None = None
+
+    def __post_init__(self) -> None:
+        where = f"source {self.name!r} {caller()}".strip()
+        if not self.name or not self.name.replace("_", "a").replace("-", "a").isalnum():
+            report(
+                DefinitionError(
+                    f"{self.name!r} is not a source name.",
+                    where=where,
+                    expected="letters, digits, '-' and '_'",
+                    do="rename the source.",
+                )
+            )
+        if self.available_at is None:
+            report(
+                DefinitionError(
+                    f"Source {self.name!r} does not say when its rows become readable.",
+                    where=where,
+                    expected="available_at",
+                    found="nothing",
+                    do=f"say it in one of four ways: {availability.FOUR_WAYS}.",
+                )
+            )
+        if (self.version or self.deleted) and not self.id:
+            given = "version" if self.version else "deleted"
+            report(
+                DefinitionError(
+                    f"Source {self.name!r} has {given}= but no id=.",
+                    where=where,
+                    expected="the column that names the fact",
+                    do="add id='...'.",
+                )
+            )
+        check_timezone(self.timezone, where)
+
+    @property
+    def readable(self) -> Availability:
+        """The availability, with a column's name as its own variant."""
+        if isinstance(self.available_at, str):
+            return AvailableColumn(self.available_at)
+        if self.available_at is None:
+            raise DefinitionError(
+                f"Source {self.name!r} does not say when its rows become readable.",
+                do=f"say it in one of four ways: {availability.FOUR_WAYS}.",
+            )
+        return self.available_at
+
+    @functools.cached_property
+    def content(self) -> str:
+        """The hash of what the rows mean; where they lie is not part of it."""
+        meaning = msgspec.to_builtins(msgspec.structs.replace(self, data=None))
+        return content_hash(meaning)
+
+    def where(self, condition: str) -> Rows:
+        """Keep only the rows for which a DuckDB condition over the row's own columns is true."""
+        return Rows(self, condition=condition)
+
+    def by(self, *keys: str) -> Rows:
+        """Group the rows by one or several key columns: the entity."""
+        return Rows(self, keys=keys)
+
+
+class Rows(msgspec.Struct, frozen=True):
+    """A source's rows, some of them, grouped: what aggregates are made from."""
+
+    source: Source
+    condition: str | None = None
+    keys: tuple[str, ...] = ()
+
+    def where(self, condition: str) -> Rows:
+        """Keep only rows for which the condition holds too."""
+        both = condition if self.condition is None else f"({self.condition}) AND ({condition})"
+        return Rows(self.source, condition=both, keys=self.keys)
+
+    def by(self, *keys: str) -> Rows:
+        """Group by these key columns."""
+        return Rows(self.source, condition=self.condition, keys=keys)
+
+    def _aggregate(self, operation: str, column: str | None, over: windows.Over) -> Aggregate:
+        where = f"{self.source.name}.{operation} {caller()}".strip()
+        if not self.keys or not all(isinstance(key, str) and key for key in self.keys):  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not all checked
+            report(
+                DefinitionError(
+                    f"The aggregate {operation} of source {self.source.name!r} has no entity.",
+                    where=where,
+                    expected="one or several key columns",
+                    do="group first, for example source.by('user').",
+                )
+            )
+        return Aggregate(
+            self.source, self.keys, self.condition, operation, column, windows.parse(over, where)
+        )
+
+    def count(self, *, over: windows.Over = None) -> Aggregate:
+        """The number of rows in the window (0 when there is none). Nulls in other columns do not matter."""
+        return self._aggregate("count", None, over)
+
+    def sum(self, column: str, *, over: windows.Over = None) -> Aggregate:
+        """The exact sum of the non-null values, rounded once to float64 (int64 for integers); null when there is none."""
+        return self._aggregate("sum", column, over)
+
+    def mean(self, column: str, *, over: windows.Over = None) -> Aggregate:
+        """The sum's float64 divided by the number of non-null values; null when there is none."""
+        return self._aggregate("mean", column, over)
+
+    def min(self, column: str, *, over: windows.Over = None) -> Aggregate:
+        """The least non-null value (NaN is greater than every number); null when there is none."""
+        return self._aggregate("min", column, over)
+
+    def max(self, column: str, *, over: windows.Over = None) -> Aggregate:
+        """The greatest non-null value (NaN is greater than every number); null when there is none."""
+        return self._aggregate("max", column, over)
+
+    def last(self, column: str, *, over: windows.Over = None) -> Aggregate:
+        """The non-null value of the latest event; ties go by available time, version, then the row's canonical bytes."""
+        return self._aggregate("last", column, over)
+
+    def age(self, *, over: windows.Over = None) -> Aggregate:
+        """Seconds from the event time of the latest row to the moment; null when there is none."""
+        return self._aggregate("age", None, over)
+
+
+def check_timezone(timezone: str | None, where: str) -> None:
+    """Report a time zone that this machine does not know."""
+    if timezone is None:
+        return
+    try:
+        zoneinfo.ZoneInfo(timezone)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError):
+        report(
+            DefinitionError(
+                f"{timezone!r} is not a time zone.",
+                where=where,
+                expected="a name such as 'America/New_York' or 'UTC'",
+                do="correct timezone=.",
+            )
+        )
+
+
+# msgspec resolves Aggregate's annotations in the module that wrote them, and that module cannot import this one.
+feature.Source = Source  # pyright: ignore[reportAttributeAccessIssue] # see the line above

@@ -1,0 +1,1 @@
+"""Who carries rows to the kernel."""

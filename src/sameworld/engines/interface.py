@@ -1,0 +1,83 @@
+"""What every engine does: say what a table's columns are, and deliver a grouping's rows sorted by entity to the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sameworld.asof.plan import Grouping
+from sameworld.asof.schema import Schema
+
+World = Literal["as_of", "event_time"]
+"""as_of: rows count when they were readable. event_time: every fact's last version counts as readable at its event time, as in a notebook's join."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where a source's rows are: its files, up to a cutover where there is one, and the event log after it. A row is in exactly one.
+
+    Args:
+        data: the source's own data.
+        cutover: microseconds; rows of `data` readable at or after it do not count.
+        log: raw rows of the event log with `__available_us`, the stamps of their commits.
+    """
+
+    data: Any
+    cutover: int | None = None
+    log: pa.Table | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Moments as an engine needs them.
+
+    Args:
+        keys: the request's fields that are keys of some grouping, one row a moment.
+        at: shape (moments,), microseconds; what windows refer to.
+        as_of: shape (moments,), microseconds; rows readable before it count. The same as `at` for features.
+    """
+
+    keys: pa.Table
+    at: NDArray[np.int64]
+    as_of: NDArray[np.int64]
+
+
+class Engine(Protocol):
+    """One engine. Values must equal the oracle's bit for bit: see `sameworld.testing`."""
+
+    def describe(self, data: Any, what: str) -> dict[str, str]:
+        """Give a table's columns and their DuckDB types.
+
+        Raises:
+            DataError: the data cannot be read.
+        """
+        ...
+
+    def table(self, data: Any, what: str, *, timezone: str | None = None) -> pa.Table:
+        """Give a whole table as Arrow, in its own order; naive timestamps become instants on the clocks of `timezone`, as a source's do."""
+        ...
+
+    def aggregates(
+        self,
+        groupings: Sequence[Grouping],
+        schemas: Mapping[str, Schema],
+        asked: Asked,
+        *,
+        rows: Mapping[str, Rows],
+        world: World,
+    ) -> dict[str, pa.Array]:
+        """Give every read of every grouping at every moment, in the moments' order.
+
+        Args:
+            groupings: what to read.
+            schemas: source content hash -> its pinned schema.
+            asked: the moments.
+            rows: source content hash -> where its rows are.
+            world: which rows count as readable when.
+        """
+        ...

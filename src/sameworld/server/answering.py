@@ -1,0 +1,349 @@
+"""Requests -> answers: micro-batches formed on the event loop, one snapshot and one moment each, a deadline for every request, and a log row before it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sameworld.asof.plan import Grouping, aggregates_of, narrowed
+from sameworld.asof.request import evaluate, fields_read
+from sameworld.asof.schema import VALUE_TYPES
+from sameworld.definitions.hashing import content_hash
+from sameworld.definitions.model import meaning_of
+from sameworld.errors import ReplayOrderError
+from sameworld.server.lanes import Columns, DeadlineError, GuardedLane, Lane, LaneError, NativeLane
+from sameworld.server.metrics import Metrics
+from sameworld.serving.tiers import MODEL, Answer, fall_back
+from sameworld.stores.online import OnlineStore
+from sameworld.stores.prediction_log import Prediction, PredictionLog
+from sameworld.training.bundle import Bundle
+from sameworld.training.encoding import matrix
+
+_GATHERING_SECONDS = 0.02
+
+
+class Served:
+    """One model as it is served."""
+
+    def __init__(self, name: str, bundle: Bundle, lane: Lane, groupings: Sequence[Grouping]) -> None:
+        self.name = name
+        self.bundle = bundle
+        self.lane = lane
+        self.fields = list(bundle.description.request)
+        self.kinds = [VALUE_TYPES[family] for family in bundle.description.request.values()]
+        self.groupings = narrowed(groupings, aggregates_of(bundle.model.features.values()))
+        needed = fields_read(bundle.model.features)
+        self.evaluated = [
+            (i, name, kind)
+            for i, (name, kind) in enumerate(zip(self.fields, self.kinds, strict=True))
+            if name in needed
+        ]
+        # Models with the same features of the same requests read and evaluate them once.
+        self.shares = content_hash(
+            [
+                meaning_of(bundle.model)["features"],
+                bundle.description.schemas,
+                bundle.description.types,
+                bundle.description.request,
+            ]
+        )
+        self.encodings = content_hash(msgspec.to_builtins(bundle.description.encodings))
+        self.columns = list(bundle.types)
+        self.deadline = bundle.model.service.deadline_seconds
+
+
+@dataclass
+class Asked:
+    """One request on its way.
+
+    Args:
+        fields: values in the order of the model's request fields; instants in microseconds.
+        at: the moment in a replay, in microseconds.
+        arrived: seconds on the steady clock.
+        answer: what its caller waits for.
+        read: the aggregates of a batch, and this request's place in it.
+    """
+
+    served: Served
+    fields: list[Any]
+    at: int | None
+    arrived: float
+    answer: asyncio.Future[Any]
+    read: tuple[Columns, int] | None = None
+
+    @property
+    def by_name(self) -> dict[str, Any]:
+        return dict(zip(self.served.fields, self.fields, strict=True))
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a caller is told."""
+
+    value: float
+    tier: str
+    reason: str
+    version: str
+    id: str
+    logged: bool
+
+
+class Answering:
+    """Forms micro-batches and answers them.
+
+    Args:
+        store: the online world.
+        log: this process's prediction log.
+        metrics: counts.
+    """
+
+    def __init__(self, store: OnlineStore, log: PredictionLog, metrics: Metrics) -> None:
+        self._store = store
+        self._log = log
+        self._metrics = metrics
+        self._pending: list[Asked] = []
+        self._flushing = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def ask(
+        self, served: Served, fields: list[Any], at: int | None, together: int = 1
+    ) -> asyncio.Future[Any]:
+        """Queue a request for the micro-batch of this turn of the loop; gives a `Given`, or raises a ReplayOrderError.
+
+        Args:
+            together: in a replay, how many requests of this instant are being sent at once: they are waited for, shortly.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
+        self._pending.append(Asked(served, fields, at, time.perf_counter(), answer))
+        if len(self._pending) >= together:
+            if not self._flushing:
+                self._flushing = True
+                loop.call_soon(self._flush)
+        elif len(self._pending) == 1:
+            loop.call_later(_GATHERING_SECONDS, self._flush)
+        return answer
+
+    def _flush(self) -> None:
+        pending, self._pending = self._pending, []
+        self._flushing = False
+        by_moment: dict[int | None, list[Asked]] = {}
+        for asked in pending:
+            by_moment.setdefault(asked.at, []).append(asked)
+        for at in sorted(by_moment, key=lambda at: at or 0):
+            self._answer(at, by_moment[at])
+
+    def _answer(self, at: int | None, batch: list[Asked]) -> None:
+        t, sequence, broken = self._read(at, batch)
+        sharing: dict[tuple[str, bool], list[Asked]] = {}
+        for asked in batch:
+            if not asked.answer.done():
+                sharing.setdefault(
+                    (asked.served.shares, isinstance(asked.served.lane, NativeLane)), []
+                ).append(asked)
+        for (_, native), group in sharing.items():
+            if native and not broken:
+                self._native(group, t, sequence)
+                continue
+            for own in _by_model(group):
+                lane = own[0].served.lane
+                if broken or isinstance(lane, NativeLane):
+                    self._give(own, [self._fall_back(asked, broken) for asked in own], None, t, sequence)
+                else:
+                    task = asyncio.get_running_loop().create_task(self._guarded(lane, own, t, sequence))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+
+    def _read(self, at: int | None, batch: Sequence[Asked]) -> tuple[int, int, str]:
+        """Open the snapshot, take the moment, read what the models need; give the moment, the sequence seen and what is broken."""
+        try:
+            if at is not None and not self._store.pass_moment(at):
+                for asked in batch:
+                    asked.answer.set_exception(
+                        ReplayOrderError(
+                            "The moment is not after everything that has become readable.",
+                            expected="a moment after the last event's available time",
+                            found=f"{at} us",
+                            do="replay events and requests in the order of time.",
+                        )
+                    )
+                return at, 0, ""
+            with self._store.snapshot() as snapshot:
+                t = snapshot.moment() if at is None else at
+                sharing: dict[str, list[Asked]] = {}
+                for asked in batch:
+                    sharing.setdefault(asked.served.shares, []).append(asked)
+                for group in sharing.values():
+                    served = group[0].served
+                    keys = {key for grouping in served.groupings for key in grouping.keys}
+                    needed = [i for i, name in enumerate(served.fields) if name in keys]
+                    # The same request to several models is read and evaluated once.
+                    numbers: dict[tuple[Any, ...], int] = {}
+                    places = [numbers.setdefault(tuple(asked.fields), len(numbers)) for asked in group]
+                    fields = {served.fields[i]: [request[i] for request in numbers] for i in needed}
+                    values = snapshot.aggregates(served.groupings, fields, t)
+                    for asked, place in zip(group, places, strict=True):
+                        asked.read = (values, place)
+                return t, snapshot.sequence, ""
+        except Exception as error:  # noqa: BLE001 # whatever breaks in the store, the caller gets the declared fallback and it is counted
+            self._metrics.broken("store")
+            return (
+                at if at is not None else self._store.clock.now(),
+                0,
+                f"store: {type(error).__name__}: {error}",
+            )
+
+    def _columns(self, group: Sequence[Asked]) -> tuple[Columns, Columns]:
+        reads = [asked.read for asked in group if asked.read is not None]
+        values = reads[0][0]
+        places = [place for _, place in reads]
+        if places != list(range(len(next(iter(values.values()), ())))):
+            chosen = pa.array(places)
+            values = {name: array.take(chosen) for name, array in values.items()}
+        fields = {
+            name: pa.array([asked.fields[i] for asked in group], kind)
+            for i, name, kind in group[0].served.evaluated
+        }
+        return values, fields
+
+    def _native(self, group: list[Asked], t: int, sequence: int) -> None:
+        """Evaluate the features of a batch once, and let each of its models answer its own requests."""
+        first = group[0].served.bundle
+        # One of each different request, in the order in which they were read.
+        different = list(
+            {asked.read[1]: asked for asked in reversed(group) if asked.read is not None}.values()
+        )[::-1]
+        place = {asked.read[1]: number for number, asked in enumerate(different) if asked.read is not None}
+        try:
+            columns = evaluate(first.model.features, *self._columns(different), first.types)
+            seen = list(zip(*(_plain(columns[name]) for name in group[0].served.columns), strict=True))
+        except Exception as error:  # noqa: BLE001 # whatever breaks, the caller gets the declared fallback and it is counted
+            for own in _by_model(group):
+                self._give(
+                    own,
+                    [self._fall_back(asked, f"features: {type(error).__name__}: {error}") for asked in own],
+                    None,
+                    t,
+                    sequence,
+                )
+            return
+        encoded: dict[str, NDArray[np.float64]] = {}
+        for served in {id(asked.served): asked.served for asked in group}.values():
+            own = [asked for asked in group if asked.served is served]
+            rows = [place[asked.read[1]] for asked in own if asked.read is not None]
+            try:
+                if served.encodings not in encoded:
+                    encoded[served.encodings] = matrix(served.bundle.description.encodings, columns)
+                values = served.bundle.scores_of(encoded[served.encodings][rows])
+            except Exception as error:  # noqa: BLE001 # see above
+                self._give(
+                    own,
+                    [self._fall_back(asked, f"model: {type(error).__name__}: {error}") for asked in own],
+                    None,
+                    t,
+                    sequence,
+                )
+            else:
+                self._give(own, self._judge(own, values), [seen[number] for number in rows], t, sequence)
+
+    async def _guarded(self, lane: GuardedLane, group: list[Asked], t: int, sequence: int) -> None:
+        left = min(asked.arrived for asked in group) + group[0].served.deadline - time.perf_counter()
+        try:
+            scoring = asyncio.ensure_future(lane.score(*self._columns(group), wait_seconds=left))
+        except Exception as error:  # noqa: BLE001 # see _native
+            self._give(
+                group,
+                [self._fall_back(asked, f"model: {type(error).__name__}: {error}") for asked in group],
+                None,
+                t,
+                sequence,
+            )
+            return
+        done, _ = await asyncio.wait([scoring], timeout=max(left, 0.0))
+        if not done:
+            scoring.add_done_callback(_forget)
+            self._give(group, [self._fall_back(asked, "deadline") for asked in group], None, t, sequence)
+            return
+        try:
+            columns, values = scoring.result()
+            seen = list(zip(*(_plain(columns[name]) for name in group[0].served.columns), strict=True))
+        except Exception as error:  # noqa: BLE001 # see _native
+            known = str(error) if isinstance(error, LaneError) else f"{type(error).__name__}: {error}"
+            reason = known if isinstance(error, DeadlineError) else f"model: {known}"
+            self._give(group, [self._fall_back(asked, reason) for asked in group], None, t, sequence)
+            return
+        self._give(group, self._judge(group, values), seen, t, sequence)
+
+    def _judge(self, group: Sequence[Asked], values: np.ndarray[Any, Any]) -> list[Answer]:
+        if values.shape != (len(group),):
+            return [
+                self._fall_back(asked, f"model: it gave shape {values.shape} for {len(group)} requests")
+                for asked in group
+            ]
+        now = time.perf_counter()
+        answers: list[Answer] = []
+        for asked, value in zip(group, values.tolist(), strict=True):
+            if not math.isfinite(value):
+                answers.append(self._fall_back(asked, f"model: it gave {value}"))
+            elif now - asked.arrived > asked.served.deadline:
+                answers.append(self._fall_back(asked, "deadline"))
+            else:
+                answers.append(Answer(value, MODEL, ""))
+        return answers
+
+    def _fall_back(self, asked: Asked, reason: str) -> Answer:
+        return fall_back(asked.served.bundle, asked.served.bundle.model.fallbacks, asked.by_name, reason)
+
+    def _give(
+        self,
+        group: Sequence[Asked],
+        answers: Sequence[Answer],
+        seen: Sequence[tuple[Any, ...]] | None,
+        t: int,
+        sequence: int,
+    ) -> None:
+        """Log a batch, then let its callers have it."""
+        served = group[0].served
+        now = time.perf_counter()
+        rows = [
+            Prediction(
+                self._log.next_id(), served.name, served.bundle.address, t, sequence, answer.value, answer.tier, answer.reason, asked.fields,
+                list(seen[number]) if seen is not None else None, asked.at is not None, int((now - asked.arrived) * 1e6),
+            )
+            for number, (asked, answer) in enumerate(zip(group, answers, strict=True))
+        ]  # fmt: skip
+        failure = self._log.write(rows)
+        if failure:
+            self._metrics.broken("prediction log")
+        for asked, row in zip(group, rows, strict=True):
+            self._metrics.answered(served.name, row.tier, row.elapsed_us / 1e6, logged=not failure)
+            if not asked.answer.done():
+                asked.answer.set_result(
+                    Given(row.value, row.tier, row.reason, row.version, row.id, not failure)
+                )
+
+
+def _by_model(group: Sequence[Asked]) -> list[list[Asked]]:
+    models: dict[int, list[Asked]] = {}
+    for asked in group:
+        models.setdefault(id(asked.served), []).append(asked)
+    return list(models.values())
+
+
+def _plain(column: pa.Array) -> list[Any]:
+    return column.cast(pa.int64()).to_pylist() if pa.types.is_timestamp(column.type) else column.to_pylist()
+
+
+def _forget(scoring: asyncio.Future[Any]) -> None:
+    """Take note of the outcome of a try whose caller has gone, so that nothing is reported as never looked at."""
+    if not scoring.cancelled():
+        scoring.exception()

@@ -1,0 +1,332 @@
+"""The server as one RSGI application: routes, start and stop. Granian calls it; so can a test."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import hmac
+import importlib.util
+import secrets
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sameworld.asof.plan import aggregates_of, groupings_of
+from sameworld.asof.request import evaluate
+from sameworld.definitions.feature import Aggregate
+from sameworld.definitions.source import Source
+from sameworld.engines.duckdb import DuckDBEngine
+from sameworld.errors import RequestError, SameworldError, nearest
+from sameworld.server.answering import Answering, Served
+from sameworld.server.config import ServerConfig, from_environment, on_loopback
+from sameworld.server.lanes import GuardedLane, NativeLane
+from sameworld.server.metrics import Metrics
+from sameworld.server.routes import (
+    ConflictError,
+    ForbiddenError,
+    NotFoundError,
+    RequestReader,
+    error_body,
+    json_body,
+    predictions_body,
+    read_events,
+    status_of,
+)
+from sameworld.stores.clock import Clock, SystemClock
+from sameworld.stores.online import Incoming, OnlineStore
+from sameworld.stores.prediction_log import PredictionLog
+from sameworld.training.bundle import Bundle, Registry
+from sameworld.training.world_file import functions_of
+
+_JSON = [("content-type", "application/json")]
+_TEXT = [("content-type", "text/plain; version=0.0.4")]
+_MOST_BYTES = 16 << 20
+TOGETHER = "replay-together"
+"""A replay's header: how many requests of the same instant are being sent at once."""
+
+
+class Server:
+    """Everything that answers.
+
+    Args:
+        config: what to serve.
+        clock: this machine's by default.
+    """
+
+    def __init__(self, config: ServerConfig, clock: Clock | None = None) -> None:
+        config.check()
+        self.config = config
+        self.clock = clock or SystemClock()
+        self.metrics = Metrics()
+        registry = Registry(Path(config.registry))
+        functions = functions_of(Path(config.world)) if config.world else []
+        bundles = {
+            name: registry.load(address, functions, unpickle=False) for name, address in config.models.items()
+        }
+        self.store = open_store(config, bundles.values(), self.clock)
+        self.log = PredictionLog(Path(config.state), self.clock)
+        self._models = {name: self._served(name, bundle) for name, bundle in bundles.items()}
+        self._readers = {
+            name: RequestReader(name, bundle.description.request) for name, bundle in bundles.items()
+        }
+        self._answering = Answering(self.store, self.log, self.metrics)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="events")
+        # A source's events are prepared one delivery at a time, and beside those of other sources.
+        self._preparers = {
+            name: ThreadPoolExecutor(1, thread_name_prefix=f"prepare {name}") for name in self.store.sources
+        }
+        self._queue: list[tuple[Incoming, asyncio.Future[Any]]] = []
+        self._writing = False
+        self._open = on_loopback(config.host)
+
+    def _served(self, name: str, bundle: Bundle) -> Served:
+        if bundle.description.native:
+            return Served(name, bundle, NativeLane(), self.store.groupings)
+        lane = GuardedLane(
+            bundle, self.config.registry, self.config.world, bundle.model.service.deadline_seconds
+        )
+        return Served(name, bundle, lane, self.store.groupings)
+
+    def start(self) -> None:
+        """Warm up, and begin to keep guarded processes alive; needs a running loop."""
+        for served in self._models.values():
+            self._warm(served)
+            if isinstance(served.lane, GuardedLane):
+                served.lane.start()
+
+    def _warm(self, served: Served) -> None:
+        """Load compiled kernels and the libraries' own lazy parts before the first caller has to wait for them."""
+        nothing = {name: [None] for name in served.fields}
+        with self.store.snapshot() as snapshot:
+            values = snapshot.aggregates(served.groupings, nothing, snapshot.moment())
+        if isinstance(served.lane, NativeLane):
+            fields = {name: pa.array([None], kind) for _, name, kind in served.evaluated}
+            served.bundle.scores(evaluate(served.bundle.model.features, values, fields, served.bundle.types))
+
+    async def stop(self) -> None:
+        """End guarded processes and close what is open."""
+        for served in self._models.values():
+            if isinstance(served.lane, GuardedLane):
+                await served.lane.stop()
+        for pool in (*self._preparers.values(), self._writer):
+            pool.shutdown()
+        self.log.close()
+        self.store.close()
+
+    # routes
+
+    async def handle(
+        self,
+        method: str,
+        path: str,
+        header: Callable[[str], str | None],
+        body: Callable[[], Awaitable[bytes]],
+    ) -> tuple[int, Any, bytes]:
+        """Give (status, headers, body) for one request."""
+        try:
+            match [part for part in path.split("/") if part]:
+                case ["v1", "models", model, "predict"] if method == "POST":
+                    return 200, _JSON, await self._predict(model, await body(), header(TOGETHER))
+                case ["v1", "sources", source, "events"] if method == "POST":
+                    self._authorise(header("authorization"))
+                    return 200, _JSON, await self._events(source, header("idempotency-key"), await body())
+                case ["livez"]:
+                    return 200, _JSON, b'{"live":true}'
+                case ["readyz"]:
+                    missing = self.not_ready()
+                    return (
+                        (503, _JSON, json_body({"ready": False, "waiting_for": missing}))
+                        if missing
+                        else (200, _JSON, b'{"ready":true}')
+                    )
+                case ["metrics"]:
+                    with self.store.snapshot() as snapshot:
+                        return 200, _TEXT, self.metrics.text(snapshot.sequence)
+                case _:
+                    raise NotFoundError(
+                        f"There is no {method} {path} here.",
+                        expected="POST /v1/models/{model}/predict, POST /v1/sources/{source}/events, GET /livez, /readyz, /metrics",
+                        do="correct the method or the path.",
+                    )
+        except SameworldError as error:
+            status = status_of(error)
+            self.metrics.refused(status)
+            return status, _JSON, error_body(error)
+
+    def not_ready(self) -> list[str]:
+        """Give what the server is still waiting for."""
+        waiting = [f"grouping {g.source.name} by {', '.join(g.keys)}" for g in self.store.missing()]
+        waiting += [f"model {name}" for name, served in self._models.items() if not served.lane.settled]
+        return waiting
+
+    async def _predict(self, model: str, body: bytes, together: str | None) -> bytes:
+        served = self._models.get(model)
+        if served is None:
+            raise NotFoundError(
+                f"There is no model {model!r} here.",
+                expected=f"nearest: {nearest(model, self._models)}",
+                do="correct the model's name.",
+            )
+        _refuse_large(body)
+        requests, at = self._readers[model].read(body)
+        if (at is not None) != self.config.replay:
+            raise RequestError(
+                "Only a replay is told the moment."
+                if at is not None
+                else "A replay has to be told the moment.",
+                expected='no "at"' if at is not None else '"at": the moment',
+                do="the server's own clock decides otherwise; start it with --replay to replay.",
+            )
+        expected = int(together) if at is not None and together and together.isdigit() else len(requests)
+        answers = [self._answering.ask(served, fields, at, expected) for fields in requests]
+        return predictions_body([await answer for answer in answers])
+
+    async def _events(self, source: str, key: str | None, body: bytes) -> bytes:
+        if source not in self.store.sources:
+            raise NotFoundError(
+                f"There is no source {source!r} here.",
+                expected=f"nearest: {nearest(source, self.store.sources)}",
+                do="correct the source's name.",
+            )
+        _refuse_large(body)
+        events = read_events(body)
+        loop = asyncio.get_running_loop()
+        incoming = await loop.run_in_executor(
+            self._preparers[source], self.store.prepare, source, key or secrets.token_hex(16), events
+        )
+        done: asyncio.Future[Any] = loop.create_future()
+        self._queue.append((incoming, done))
+        if not self._writing:
+            self._writing = True
+            loop.create_task(self._write())  # noqa: RUF006 # it ends by itself and hands every outcome to a future
+        taken = await done
+        if isinstance(taken, RequestError):
+            raise (
+                taken
+                if not taken.what.startswith("The delivery key")
+                else ConflictError(taken.what, where=taken.where, expected=taken.expected, do=taken.do)
+            )
+        self.metrics.took(source, taken.accepted, repeated=taken.repeated)
+        return json_body({"accepted": taken.accepted})
+
+    async def _write(self) -> None:
+        """Commit all that is queued as one group, until nothing is."""
+        loop = asyncio.get_running_loop()
+        while self._queue:
+            group, self._queue = self._queue, []
+            try:
+                outcomes: list[Any] = list(
+                    await loop.run_in_executor(
+                        self._writer, self.store.commit, [incoming for incoming, _ in group]
+                    )
+                )
+            except Exception as error:  # noqa: BLE001 # nothing was taken; every caller is told, and the queue goes on
+                self.metrics.broken("event log")
+                known = (
+                    error
+                    if isinstance(error, SameworldError)
+                    else SameworldError(
+                        f"The events could not be written: {error}",
+                        do="send them again with the same Idempotency-Key.",
+                    )
+                )
+                for _, done in group:
+                    if not done.done():
+                        done.set_exception(known)
+                continue
+            for (_, done), outcome in zip(group, outcomes, strict=True):
+                if not done.done():
+                    done.set_result(outcome)
+        self._writing = False
+
+    def _authorise(self, authorization: str | None) -> None:
+        token = self.config.token
+        if token is None and self._open:
+            return
+        if (
+            token is None
+            or authorization is None
+            or not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode())
+        ):
+            raise ForbiddenError(
+                "This route needs the server's token.",
+                expected="Authorization: Bearer TOKEN",
+                do="send the token that the server was started with.",
+            )
+
+
+def open_store(config: ServerConfig, bundles: Iterable[Bundle], clock: Clock | None = None) -> OnlineStore:
+    """Open the store that serves these bundles: every input and read that any of them wants, and the sources of their outcomes."""
+    schemas: dict[str, dict[str, str]] = {}
+    aggregates: list[Aggregate] = []
+    outcomes: list[Source] = []
+    for bundle in bundles:
+        schemas.update(bundle.description.schemas)
+        aggregates += aggregates_of(bundle.model.features.values())
+        outcomes.append(bundle.model.label.aggregate.source)
+    return OnlineStore(
+        Path(config.state),
+        groupings_of(aggregates),
+        schemas,
+        durability=config.durability,
+        replay=config.replay,
+        clock=clock,
+        sources=outcomes,
+    )
+
+
+def _refuse_large(body: bytes) -> None:
+    if len(body) > _MOST_BYTES:
+        raise RequestError(
+            "The body is too large.",
+            expected=f"at most {_MOST_BYTES} bytes",
+            found=str(len(body)),
+            do="send several smaller ones.",
+        )
+
+
+def _settle_pandas() -> None:
+    """PyArrow looks for pandas at every conversion, on disk each time where there is none: tell it once."""
+    if importlib.util.find_spec("pandas") is None:
+        sys.modules["pandas"] = None  # pyright: ignore[reportArgumentType] # how Python itself notes that there is no such module
+
+
+class App:
+    """What Granian runs: one server in each of its processes."""
+
+    def __init__(self) -> None:
+        self._server: Server | None = None
+
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        _settle_pandas()
+        # Threads that prepare and commit events hand the interpreter back to the loop after this, not after Python's 5 ms.
+        sys.setswitchinterval(0.0005)
+        config = from_environment()
+        self._server = Server(config)
+        # The command line fills the store before; a process that finds something missing does it itself.
+        self._server.store.fill(DuckDBEngine(Path(config.folder)))
+        loop.call_soon(self._server.start)
+        # What lives as long as the server is not looked through again, and young garbage is let grow: long tails are the collector walking the heap.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
+
+    def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._server is not None:
+            with contextlib.suppress(RuntimeError):
+                loop.run_until_complete(self._server.stop())
+
+    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
+        assert self._server is not None
+        status, headers, body = await self._server.handle(
+            scope.method, scope.path, scope.headers.get, protocol
+        )
+        protocol.response_bytes(status, headers, body)
+
+
+app = App()

@@ -1,0 +1,61 @@
+"""How a server is configured: a file, environment variables and flags become one checked structure."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from typing import Literal
+
+import msgspec
+
+from sameworld.errors import RequestError
+
+ENVIRONMENT = "SAMEWORLD_SERVER"
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A server's configuration.
+
+    Args:
+        world: the world file; needed where models have functions of their own.
+        registry: where bundles lie.
+        state: where the event log, the index and the prediction log lie.
+        models: route name -> bundle address.
+        replay: whether moments and available times are given from outside.
+        durability: what an acknowledged event survives.
+        host, port: where to listen.
+        token: what control and event routes ask for; needed when not on loopback.
+    """
+
+    world: str | None = None
+    registry: str
+    state: str
+    models: dict[str, str]
+    replay: bool = False
+    durability: Literal["process", "disk"] = "disk"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str | None = None
+    folder: str = "."
+
+    def check(self) -> None:
+        """Refuse to be reachable from outside without a token."""
+        if not on_loopback(self.host) and not self.token:
+            raise RequestError(
+                f"The server would be reachable from outside at {self.host} without a token.",
+                expected="SAMEWORLD_TOKEN, or a loopback address",
+                do="set SAMEWORLD_TOKEN, or leave --host out.",
+            )
+
+
+def on_loopback(host: str) -> bool:
+    """Whether an address is only reachable from this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def from_environment() -> ServerConfig:
+    """Read the configuration that the command line left for the server's processes."""
+    return msgspec.json.decode(os.environ[ENVIRONMENT], type=ServerConfig)

@@ -1,0 +1,92 @@
+"""The other end of the guarded lane: a process of its own in which a user's Python runs. It may hang, spin, leak or crash: it is killed, and that is all.
+
+Run as `python -m sameworld.server.guarded_process REGISTRY ADDRESS [WORLD]`. Frames on stdin and stdout: u32 length, then an Arrow stream; a reply's first
+byte is 0 for an answer and 1 for the text of what went wrong. The first reply says that the bundle is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import os
+import signal
+import struct
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.ipc
+
+from sameworld.asof.request import evaluate
+from sameworld.training.bundle import Bundle, Registry
+from sameworld.training.world_file import functions_of
+
+_LENGTH = struct.Struct("<I")
+_NICER = 10  # where cores are few, a model that spins must not take them from the server
+
+
+def main() -> None:
+    """Answer frames until stdin ends."""
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what the user's code prints must not end up between frames
+    _die_with_parent()
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(_NICER)
+    registry, address, *world = sys.argv[1:]
+    try:
+        bundle = Registry(Path(registry)).load(address, functions_of(Path(world[0])) if world else ())
+    except Exception as error:  # noqa: BLE001 # the edge of the process: the parent is told
+        _send(replies, b"\1" + f"{type(error).__name__}: {error}".encode())
+        return
+    _send(replies, b"\0")
+    while True:
+        head = sys.stdin.buffer.read(4)
+        if len(head) < 4:
+            return
+        frame = sys.stdin.buffer.read(_LENGTH.unpack(head)[0])
+        try:
+            reply = b"\0" + _answer(bundle, frame)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 # the edge of the process: a user's code may raise anything
+            reply = b"\1" + f"{type(error).__name__}: {error}".encode()[:2000]
+        _send(replies, reply)
+
+
+def _answer(bundle: Bundle, frame: bytes) -> bytes:
+    batch = read_batch(frame)
+    aggregates = {name[1:]: batch.column(name) for name in batch.schema.names if name[0] == "a"}
+    fields = {name[1:]: batch.column(name) for name in batch.schema.names if name[0] == "f"}
+    columns = evaluate(bundle.model.features, aggregates, fields, bundle.types)
+    return write_batch(
+        {**{"c" + name: column for name, column in columns.items()}, "s": pa.array(bundle.scores(columns))}
+    )
+
+
+def write_batch(columns: dict[str, pa.Array]) -> bytes:
+    """Give columns as an Arrow stream."""
+    batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+    sink = io.BytesIO()
+    with pyarrow.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue()
+
+
+def read_batch(frame: bytes) -> pa.RecordBatch:
+    """Read what `write_batch` gave."""
+    with pyarrow.ipc.open_stream(frame) as reader:
+        return reader.read_next_batch()
+
+
+def _send(replies: io.BufferedWriter, reply: bytes) -> None:
+    replies.write(_LENGTH.pack(len(reply)) + reply)
+    replies.flush()
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to kill this process when the server dies, even while it spins."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

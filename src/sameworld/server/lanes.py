@@ -1,0 +1,172 @@
+"""The two lanes. Native: library trees without a user's Python run on the event loop. Guarded: everything else runs in its own killable process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import struct
+import sys
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sameworld.server.guarded_child import GuardedChild
+from sameworld.server.guarded_process import read_batch, write_batch
+from sameworld.serving.breaker import Breaker, failed, succeeded
+from sameworld.training.bundle import Bundle
+
+Columns = Mapping[str, pa.Array]
+Scored = tuple[dict[str, pa.Array], NDArray[np.float64]]
+
+_LENGTH = struct.Struct("<I")
+_START_SECONDS = 60.0
+_GRACE = 4.0
+
+
+class LaneError(Exception):
+    """Why a model did not answer."""
+
+
+class DeadlineError(LaneError):
+    """Its turn did not come in time: nothing the model did."""
+
+
+class NativeLane:
+    """Evaluates features and scores on the event loop."""
+
+    settled = True
+
+
+class GuardedLane:
+    """Keeps one process alive that evaluates features and scores; kills it when it does not answer.
+
+    Args:
+        bundle: which model.
+        registry: where the process loads it from.
+        world: the world file, for functions of its own.
+        deadline_seconds: of the model; the process is killed when it takes several times as long.
+    """
+
+    def __init__(self, bundle: Bundle, registry: str, world: str | None, deadline_seconds: float) -> None:
+        self._command = [
+            sys.executable,
+            "-m",
+            "sameworld.server.guarded_process",
+            registry,
+            bundle.address,
+            *([world] if world else []),
+        ]
+        self._grace = max(_GRACE * deadline_seconds, 0.2)
+        self._process: GuardedChild | None = None
+        self._busy = asyncio.Lock()
+        self._keeper: asyncio.Task[None] | None = None
+        self.breaker = Breaker()
+        self.ready = False
+        self.settled = (
+            False  # True once its process has started, or has failed to: nothing else waits for it then
+        )
+        self.restarts = -1
+
+    def start(self) -> None:
+        """Begin to keep a process alive."""
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def stop(self) -> None:
+        """End the process."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        await self._kill()
+
+    async def _keep(self) -> None:
+        while True:
+            pause = self.breaker.open_until - time.monotonic()
+            if pause > 0:
+                await asyncio.sleep(pause)
+            try:
+                await self._start()
+            except (TimeoutError, LaneError, OSError, asyncio.IncompleteReadError) as error:
+                self._fail(f"its process did not start: {error}")
+                await self._kill()
+                continue
+            assert self._process is not None
+            await self._process.ended()
+            if self.ready:
+                self._fail("its process ended")
+            self.ready = False
+
+    def _fail(self, reason: str) -> None:
+        self.ready = False
+        self.settled = True
+        self.breaker = failed(self.breaker, time.monotonic(), reason, fatal=True)
+
+    async def _start(self) -> None:
+        self.restarts += 1
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self._process = await GuardedChild.start(self._command, env)
+        await asyncio.wait_for(self._reply(), _START_SECONDS)
+        self.ready = self.settled = True
+
+    async def _kill(self) -> None:
+        if self._process is not None:
+            await self._process.kill()
+
+    async def _reply(self) -> bytes:
+        assert self._process is not None
+        (length,) = _LENGTH.unpack(await self._process.read(4))
+        reply = await self._process.read(length)
+        if reply[:1] != b"\0":
+            raise LaneError(reply[1:].decode(errors="replace"))
+        return reply[1:]
+
+    async def score(self, aggregates: Columns, fields: Columns, *, wait_seconds: float) -> Scored:
+        """Give feature columns and answers; the caller may go away meanwhile, the process is judged here.
+
+        Args:
+            aggregates, fields: as for `evaluate`.
+            wait_seconds: how long to wait for those before. Whose turn comes later than that is not asked for: its caller has gone.
+
+        Raises:
+            LaneError: the model raised, or its process is not there.
+        """
+        if not self.ready or not self.breaker.allows(time.monotonic()):
+            raise LaneError(self.breaker.reason or "its process is starting")
+        try:
+            async with asyncio.timeout(wait_seconds):
+                await self._busy.acquire()
+        except TimeoutError:
+            raise DeadlineError("deadline") from None
+        try:
+            if not self.ready:
+                raise LaneError(self.breaker.reason or "its process is starting")
+            assert self._process is not None
+            frame = write_batch(
+                {**{"a" + n: a for n, a in aggregates.items()}, **{"f" + n: f for n, f in fields.items()}}
+            )
+            self._process.write(_LENGTH.pack(len(frame)) + frame)
+            try:
+                reply = await asyncio.wait_for(self._reply(), self._grace)
+            except TimeoutError:
+                self._fail(f"it did not answer within {self._grace * 1000:.0f} ms and was killed")
+                await self._kill()
+                raise LaneError(self.breaker.reason) from None
+            except asyncio.IncompleteReadError:
+                self._fail("its process died")
+                raise LaneError(self.breaker.reason) from None
+            except LaneError as error:
+                self.breaker = failed(self.breaker, time.monotonic(), str(error))
+                raise
+        finally:
+            self._busy.release()
+        self.breaker = succeeded(self.breaker)
+        batch = read_batch(reply)
+        columns = {name[1:]: batch.column(name) for name in batch.schema.names if name[0] == "c"}
+        return columns, batch.column("s").to_numpy(zero_copy_only=False)
+
+
+Lane = NativeLane | GuardedLane

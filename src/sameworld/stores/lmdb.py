@@ -1,0 +1,410 @@
+"""The index of one machine: every entity's living rows in bounded chunks, in LMDB. It can be rebuilt from the files and the event log.
+
+Only what lives is kept: a reader's moment is always after everything in its snapshot, so a superseded row version can never be read again. Rows that no
+window reaches any more go when their entity is written to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import msgspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sameworld.asof.aggregations import AGGREGATIONS, LAST, NEVER
+from sameworld.asof.kernel import AVAILABLE, EVENT, FIRST_VALID, TIE, VERSION
+from sameworld.asof.plan import Grouping
+from sameworld.asof.read import EntityReads
+from sameworld.asof.schema import Schema
+from sameworld.asof.versions import order_of
+from sameworld.engines.duckdb import input_columns
+from sameworld.errors import StoreError
+from sameworld.stores.chunks import Layout, RowWords, Texts, tie_word
+from sameworld.stores.events import PreparedRow
+
+CHUNK_ROWS = 128
+_MAP_BYTES = 1 << 40
+_LONGEST_KEY = 400
+_BEGINNING = -(2**63)
+
+
+class Head(msgspec.Struct, array_like=True, gc=False):
+    """The greatest version of a fact that was readable so far, and where its row is."""
+
+    version: int
+    available_at: int
+    tie: int
+    deleted: bool
+    event_time: int | None
+    keys: dict[str, Any]
+
+
+_encode = msgspec.msgpack.encode
+_head = msgspec.msgpack.Decoder(Head).decode
+
+
+class Index:
+    """An LMDB environment with the rows of all groupings.
+
+    Args:
+        folder: made when missing.
+        map_bytes: the most it may grow to (address space, not disk).
+        chunk_rows: how many rows of an entity are written together; more only where they share an event time.
+    """
+
+    def __init__(self, folder: Path, *, map_bytes: int = _MAP_BYTES, chunk_rows: int = CHUNK_ROWS) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._chunk_rows = chunk_rows
+        # The event log is the truth: the index need not survive a power cut, so it is never synced; see `online.py` for how that is noticed.
+        self._env = lmdb.open(
+            str(folder),
+            map_size=map_bytes,
+            max_dbs=8,
+            sync=False,
+            metasync=False,
+            max_readers=1024,
+            subdir=True,
+        )
+        # A killed reader keeps its place in the table of readers, and with it every page that was freed since.
+        self._env.reader_check()
+        self._rows = self._env.open_db(b"rows")
+        self._facts = self._env.open_db(b"facts")
+        self._deliveries = self._env.open_db(b"deliveries")
+        self._meta = self._env.open_db(b"meta")
+
+    def close(self) -> None:
+        self._env.close()
+
+    def write(self) -> lmdb.Transaction:
+        """Begin the one write transaction; waits for writers of other processes."""
+        return self._env.begin(write=True)
+
+    def read(self) -> lmdb.Transaction:
+        """Open a snapshot."""
+        return self._env.begin(buffers=True)
+
+    # meta: small facts by name
+
+    def raw(self, txn: lmdb.Transaction, name: str) -> bytes:
+        """Give the bytes of a value, which differ when it does."""
+        return bytes(txn.get(name.encode(), db=self._meta) or b"")
+
+    def get(self, txn: lmdb.Transaction, name: str, default: Any = None) -> Any:
+        found = txn.get(name.encode(), db=self._meta)
+        return default if found is None else msgspec.msgpack.decode(found)
+
+    def put(self, txn: lmdb.Transaction, name: str, value: Any) -> None:
+        txn.put(name.encode(), _encode(value), db=self._meta)
+
+    def delivery(self, txn: lmdb.Transaction, key: str) -> bytes | None:
+        """Give the digest of a delivery already taken under this key."""
+        found = txn.get(_short(key.encode()), db=self._deliveries)
+        return None if found is None else bytes(found)
+
+    def note_delivery(self, txn: lmdb.Transaction, key: str, digest: bytes) -> None:
+        txn.put(_short(key.encode()), digest, db=self._deliveries)
+
+    # rows
+
+    def apply(
+        self,
+        txn: lmdb.Transaction,
+        source: str,
+        row: PreparedRow,
+        names: Sequence[str],
+        available_at: int,
+        places: Sequence[tuple[Grouping, Layout, list[int], list[int]]],
+        floor: int,
+    ) -> None:
+        """Take one row version into every grouping of its source.
+
+        Args:
+            source: the source's content hash.
+            row: prepared.
+            names: of its keys.
+            available_at: when it becomes readable.
+            places: (grouping, layout, places of its keys, places of its inputs) for every filled grouping over the source.
+            floor: no moment before this will be asked about any more.
+        """
+        if row.fact is not None:
+            at = _short(source.encode() + b"\0" + row.fact.encode())
+            found = txn.get(at, db=self._facts)
+            if found is not None:
+                head = _head(found)
+                if order_of(row.version, available_at, row.tie) <= order_of(
+                    head.version, head.available_at, head.tie
+                ):
+                    return
+                if not head.deleted and head.event_time is not None:
+                    for grouping, layout, _, _ in places:
+                        # By name: whoever wrote this head may have served other models.
+                        self._remove(txn, grouping, layout, [head.keys.get(k) for k in grouping.keys], head)
+            keyed = dict(zip(names, row.keys, strict=True))
+            head = Head(row.version, available_at, row.tie, row.deleted, row.event_time, keyed)
+            txn.put(at, _encode(head), db=self._facts)
+        if row.deleted or row.event_time is None:
+            return
+        for grouping, layout, keys, inputs in places:
+            key = [row.keys[k] for k in keys]
+            if None not in key:
+                made = layout.row_of(
+                    row.event_time, available_at, row.version, row.tie, [row.inputs[i] for i in inputs]
+                )
+                self._insert(txn, grouping, layout, key, made, floor)
+
+    def _insert(
+        self,
+        txn: lmdb.Transaction,
+        grouping: Grouping,
+        layout: Layout,
+        key: list[Any],
+        made: tuple[RowWords, Texts],
+        floor: int,
+    ) -> None:
+        prefix = entity_prefix(grouping, key)
+        event = int(made[0][0, EVENT])
+        cursor = txn.cursor(db=self._rows)
+        place = _chunk_of(cursor, prefix, event)
+        if place is None:
+            cursor.put(_chunk_key(prefix, _BEGINNING), layout.pack(*made))
+            return
+        chunk, count = layout.insert(bytes(cursor.value()), *made)
+        if count <= self._chunk_rows:
+            cursor.put(place, chunk)
+            return
+        rows, texts = layout.unpack(chunk)
+        events = rows[:, EVENT]
+        # A full last chunk stays full and a new one begins; elsewhere a chunk is halved. Equal event times stay together.
+        appended = event == events[-1] and event != events[-2]
+        cut = count - 1 if appended else int(np.searchsorted(events, events[count // 2]))
+        cut = cut if cut > 0 else int(np.searchsorted(events, events[0], side="right"))
+        if cut == count:
+            cursor.put(place, chunk)
+            return
+        cursor.put(place, layout.pack(rows[:cut], [column[:cut] for column in texts]))
+        cursor.put(
+            _chunk_key(prefix, int(events[cut])), layout.pack(rows[cut:], [column[cut:] for column in texts])
+        )
+        self._expire(txn, grouping, prefix, floor)
+
+    def _remove(
+        self, txn: lmdb.Transaction, grouping: Grouping, layout: Layout, key: list[Any], head: Head
+    ) -> None:
+        if None in key:
+            return
+        assert head.event_time is not None
+        cursor = txn.cursor(db=self._rows)
+        place = _chunk_of(cursor, entity_prefix(grouping, key), head.event_time)
+        if place is None:
+            return
+        rows, texts = layout.unpack(cursor.value())
+        gone = (
+            (rows[:, EVENT] == head.event_time)
+            & (rows[:, AVAILABLE] == head.available_at)
+            & (rows[:, VERSION] == head.version)
+            & (rows[:, TIE] == tie_word(head.tie))
+        )
+        at = np.flatnonzero(gone)[:1]
+        if at.size:
+            keep = [i for i in range(len(rows)) if i != int(at[0])]
+            cursor.put(place, layout.pack(rows[keep], [[column[i] for i in keep] for column in texts]))
+
+    def _expire(self, txn: lmdb.Transaction, grouping: Grouping, prefix: bytes, floor: int) -> None:
+        """Drop chunks that end before anything a window of any model can still reach."""
+        kept = self.get(txn, "filled", {}).get(grouping.content)
+        if kept is None or kept[1] is None:
+            return
+        longest = kept[1]
+        chunks = [place for place, _ in self._chunks(txn, prefix)]
+        for place, following in itertools.pairwise(chunks):
+            if _start_of(following) <= floor - longest:
+                txn.delete(place, db=self._rows)
+
+    def _chunks(self, txn: lmdb.Transaction, prefix: bytes) -> Iterator[tuple[bytes, Any]]:
+        cursor = txn.cursor(db=self._rows)
+        more = cursor.set_range(prefix)
+        while more and bytes(cursor.key()).startswith(prefix):
+            yield bytes(cursor.key()), cursor.value()
+            more = cursor.next()
+
+    def entity(
+        self, txn: lmdb.Transaction, reach: Reach, key: Sequence[Any], t: int
+    ) -> list[tuple[RowWords, Texts]]:
+        """Give the chunks of an entity that the grouping's windows at `t` can reach, in order."""
+        cursor = txn.cursor(db=self._rows)
+        prefix = entity_prefix(reach.grouping, key)
+        found: list[tuple[RowWords, Texts]] = []
+        place = _chunk_of(cursor, prefix, t + reach.ahead - 1)
+        searching = reach.latest
+        while place is not None:
+            part = reach.layout.unpack(cursor.value())
+            found.append(part)
+            if searching:
+                rows = part[0]
+                usable = (rows[:, EVENT] < t) & (rows[:, AVAILABLE] < t)
+                found_in = int(np.bitwise_or.reduce(rows[usable, FIRST_VALID]))
+                searching = [
+                    i for i in searching if not _holds(rows, usable, found_in, *reach.layout.words.valid[i])
+                ]
+            if not reach.everything and not searching and _start_of(place) <= t - reach.past:
+                break
+            place = bytes(cursor.key()) if cursor.prev() else None
+            if place is not None and not place.startswith(prefix):
+                break
+        found.reverse()
+        return found
+
+    # filling
+
+    def fill(
+        self,
+        txn: lmdb.Transaction,
+        grouping: Grouping,
+        layout: Layout,
+        schema: Schema,
+        table: pa.Table,
+        floor: int,
+        say: Callable[[str], None],
+    ) -> int:
+        """Replace a grouping's rows by those of a table sorted by key and then in the kernel's order; give how many were kept."""
+        prefix = grouping_prefix(grouping)
+        cursor = txn.cursor(db=self._rows)
+        while cursor.set_range(prefix) and bytes(cursor.key()).startswith(prefix):
+            cursor.delete()
+        keep = np.asarray(table["superseded_at"].to_numpy() == NEVER)
+        if grouping.longest_past is not None:
+            keep &= table["event_time"].to_numpy() >= floor - grouping.longest_past
+        table = table.filter(pa.array(keep)).combine_chunks()
+        count = table.num_rows
+        if count == 0:
+            return 0
+        columns = input_columns(grouping, schema, table)
+        named = [table[name].to_numpy() for name in ("event_time", "available_at", "version", "tie")]
+        rows, texts = layout.rows(named, columns)
+        keys = list(zip(*(table[f"key_{i}"].to_pylist() for i in range(len(grouping.keys))), strict=True))
+        begin = 0
+        events = rows[:, EVENT]
+        while begin < count:
+            end = begin + 1
+            while end < count and keys[end] == keys[begin]:
+                end += 1
+            entity = entity_prefix(grouping, list(keys[begin]))
+            start, first = begin, _BEGINNING
+            while start < end:
+                stop = min(start + self._chunk_rows, end)
+                while stop < end and events[stop] == events[stop - 1]:
+                    stop += 1
+                txn.put(
+                    _chunk_key(entity, first),
+                    layout.pack(rows[start:stop], [column[start:stop] for column in texts]),
+                    db=self._rows,
+                )
+                start = stop
+                first = int(events[start]) if start < end else 0
+            begin = end
+        say(f"filled {grouping.source.name} by {', '.join(grouping.keys)}: {count:,} rows")
+        return count
+
+    def fill_facts(self, txn: lmdb.Transaction, source: str, table: pa.Table, names: Sequence[str]) -> None:
+        """Note the greatest version of every fact of a source."""
+        columns = [
+            table[name].to_pylist()
+            for name in (
+                "fact",
+                "version",
+                "available_at",
+                "tie",
+                "deleted",
+                "event_time",
+                *(f"key_{i}" for i in range(len(names))),
+            )
+        ]
+        for fact, version, available_at, tie, deleted, event_time, *key in zip(*columns, strict=True):
+            head = Head(version, available_at, tie, deleted, event_time, dict(zip(names, key, strict=True)))
+            txn.put(_short(source.encode() + b"\0" + fact.encode()), _encode(head), db=self._facts)
+
+
+def _holds(rows: RowWords, usable: NDArray[np.bool_], found: int, word: int, mask: int) -> bool:
+    """Whether some usable row takes part in an input; `found` has the first word's bits of all usable rows."""
+    return bool(found & mask) or (word != FIRST_VALID and bool((rows[usable, word] & mask).any()))
+
+
+class Reach:
+    """What to read of a grouping and how far back, worked out once.
+
+    Args:
+        grouping: whose reads.
+        layout: how its rows are written.
+    """
+
+    def __init__(self, grouping: Grouping, layout: Layout) -> None:
+        self.grouping = grouping
+        self.layout = layout
+        windows = [(read, window.bounds) for read in grouping.reads for window in read.windows]
+        unbounded = [read for read, (start, _) in windows if start is None]
+        self.ahead = max((end for _, (_, end) in windows), default=0)
+        self.past = max((-start for _, (start, _) in windows if start is not None), default=0)
+        # Inputs whose latest row of all history is wanted: the search goes back until each is found. Anything else over all history reads all of it.
+        self.latest = sorted(
+            {read.input for read in unbounded if AGGREGATIONS[read.operation].partial == LAST}
+        )
+        self.everything = any(AGGREGATIONS[read.operation].partial != LAST for read in unbounded)
+        self.reads = EntityReads(grouping.reads, layout.words)
+
+
+def grouping_prefix(grouping: Grouping) -> bytes:
+    return bytes.fromhex(grouping.content)
+
+
+def entity_prefix(grouping: Grouping, key: Sequence[Any]) -> bytes:
+    """Give the first bytes of the keys of an entity's chunks: no entity's are those of another."""
+    entity = _short(_encode(list(key)))
+    return grouping_prefix(grouping) + struct.pack(">H", len(entity)) + entity
+
+
+def _short(key: bytes) -> bytes:
+    """LMDB keys are short: a long one is known by its hash."""
+    return key if 0 < len(key) <= _LONGEST_KEY else b"\xff" + hashlib.blake2b(key, digest_size=32).digest()
+
+
+def _chunk_key(prefix: bytes, start: int) -> bytes:
+    return prefix + struct.pack(">Q", start + 2**63)
+
+
+def _start_of(key: bytes | memoryview) -> int:
+    return struct.unpack(">Q", key[-8:])[0] - 2**63
+
+
+def _chunk_of(cursor: lmdb.Cursor, prefix: bytes, event: int) -> bytes | None:
+    """Move to the chunk whose range of event times has `event`; give its key, or None when the entity has no chunk."""
+    wanted = _chunk_key(prefix, max(event, _BEGINNING))
+    if not cursor.set_range(wanted):
+        if not cursor.last():
+            return None
+    elif bytes(cursor.key()) != wanted and not cursor.prev():
+        return None
+    key = bytes(cursor.key())
+    return key if key.startswith(prefix) else None
+
+
+def check_room(folder: Path) -> None:
+    """Raise when the folder cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise StoreError(
+            f"The store's folder cannot be written to: {error}.",
+            where=str(folder),
+            do="give another --state folder.",
+        ) from error

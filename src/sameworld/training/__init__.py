@@ -1,0 +1,1 @@
+"""Training sets, fitting and the bundle that training and serving share."""

@@ -1,0 +1,334 @@
+"""The bundle: one content-addressed artefact with everything that turns a moment into an answer, loaded alike by training, server and proof.
+
+Nothing here is unpickled unless this registry wrote it: a bundle's address is the hash of its files, and the address is signed with the registry's key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import pickle
+import platform
+import secrets
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import lightgbm
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+from numpy.typing import NDArray
+
+from sameworld.definitions.feature import Category, Derive
+from sameworld.definitions.functions import NamedFunction
+from sameworld.definitions.model import Constant, Model, Rate, model_from_json
+from sameworld.errors import BundleError
+from sameworld.training.encoding import ColumnEncoding, matrix
+
+_PACKAGES = ("sameworld", "numpy", "pyarrow", "duckdb", "numba", "lightgbm", "scikit-learn")
+
+
+class RateTable(msgspec.Struct, frozen=True):
+    """The label's mean by the value of a request field, and overall."""
+
+    by: str | None
+    overall: float
+    rates: list[tuple[Any, float]] = []
+
+    def answer(self, field: Any) -> float:
+        """Give the mean for a field's value; the overall one for a value unseen in training."""
+        return dict(self.rates).get(field, self.overall)
+
+
+class Histogram(msgspec.Struct, frozen=True):
+    """A feature as it was in training: how many nulls, and how many values up to each edge."""
+
+    rows: int
+    nulls: int
+    edges: list[float]
+    counts: list[int]
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True):
+    """What a bundle says about itself; everything but the fitted estimator."""
+
+    model: Any
+    content: str
+    world: str
+    trained_until: int
+    schemas: dict[str, dict[str, str]]
+    request: dict[str, str]
+    types: dict[str, str]
+    encodings: list[ColumnEncoding]
+    calibration: tuple[list[float], list[float]] | None
+    rates: list[RateTable]
+    fixed_shape: bool
+    native: bool
+    histograms: dict[str, Histogram]
+    importance: dict[str, float]
+    scores: dict[str, list[float]]
+    environment: dict[str, str]
+
+
+_TYPES = {
+    str(kind): kind
+    for kind in (pa.int64(), pa.float64(), pa.bool_(), pa.string(), pa.timestamp("us", tz="UTC"))
+}
+
+
+def environment() -> dict[str, str]:
+    """Give the versions and the processor that bits may depend on."""
+    flags = ""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        flags = next(
+            (line.split(":", 1)[1] for line in info.read_text().splitlines() if line.startswith("flags")), ""
+        )
+    features = " ".join(flag for flag in ("avx", "avx2", "fma", "avx512f") if f" {flag} " in f"{flags} ")
+    versions = {name: _version(name) for name in _PACKAGES}
+    return {**versions, "python": platform.python_version(), "machine": platform.machine(), "cpu": features}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+class Bundle:
+    """A fitted model: description, definition and estimator."""
+
+    def __init__(
+        self,
+        description: Description,
+        model: Model,
+        estimator: Any,
+        selftest: pa.Table | None = None,
+        address: str = "",
+    ) -> None:
+        self.description = description
+        self.model = model
+        self.estimator = estimator
+        self.selftest = selftest
+        self.address = address
+        self.types = {name: _TYPES[kind] for name, kind in description.types.items()}
+
+    def scores(self, columns: Mapping[str, pa.Array]) -> NDArray[np.float64]:
+        """Give the calibrated answer for every row of feature columns, shape (rows,)."""
+        return self.scores_of(matrix(self.description.encodings, columns))
+
+    def scores_of(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Give the calibrated answer for every row of an encoded matrix; one row at a time where the estimator's bits depend on its neighbours."""
+        if self.description.fixed_shape and rows.shape[0] > 1:
+            raw = np.concatenate([self._raw(rows[i : i + 1]) for i in range(rows.shape[0])])
+        else:
+            raw = self._raw(rows)
+        if self.description.calibration is None:
+            return raw
+        return np.interp(raw, *self.description.calibration)
+
+    def _raw(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        if isinstance(self.estimator, lightgbm.Booster):
+            return np.asarray(self.estimator.predict(rows, num_threads=1), np.float64)
+        return raw_scores(self.estimator, rows, probability=self.model.output == "probability")
+
+    def fallback(self, tier: int, fields: Mapping[str, Any]) -> float:
+        """Give what fallback number `tier` (0 is the first) answers to a request."""
+        chosen = self.model.fallbacks[tier]
+        match chosen:
+            case Constant(value):
+                return float(value)
+            case Rate(by):
+                table = next(table for table in self.description.rates if table.by == by)
+                return table.answer(fields.get(by) if by else None)
+
+    def check(self) -> None:
+        """Compare the self-test rows with what they gave where the bundle was made: alone, in batch and permuted.
+
+        Raises:
+            BundleError: a bit differs.
+        """
+        if self.selftest is None:
+            return
+        table = self.selftest
+        expected = table["__answer"].to_numpy()
+        columns = {name: table[name].combine_chunks() for name in table.column_names if name != "__answer"}
+        rows = matrix(self.description.encodings, columns)
+        order = np.arange(rows.shape[0])[::-1]
+        ways = {
+            "in batch": self.scores_of(rows),
+            "permuted": self.scores_of(rows[order])[order],
+            "alone": np.concatenate([self.scores_of(rows[i : i + 1]) for i in range(rows.shape[0])]),
+        }
+        for way, answers in ways.items():
+            wrong = np.flatnonzero(answers.view(np.int64) != expected.view(np.int64))
+            if wrong.size:
+                row = int(wrong[0])
+                here, there = environment(), self.description.environment
+                changed = ", ".join(
+                    f"{name} {there.get(name)} -> {here[name]}"
+                    for name in here
+                    if here[name] != there.get(name)
+                )
+                raise BundleError(
+                    f"Bundle {self.address} does not answer its self-test rows as it did where it was made ({way}).",
+                    where=f"row {row}", expected=repr(float(expected[row])), found=repr(float(answers[row])), do=f"serve it in the environment it was trained in{': ' + changed if changed else ''}, or train it again.",
+                )  # fmt: skip
+
+
+def raw_scores(estimator: Any, rows: NDArray[np.float64], *, probability: bool) -> NDArray[np.float64]:
+    """Give an estimator's uncalibrated answers: the probability of the second class, or the number."""
+    if probability and hasattr(estimator, "predict_proba"):
+        return np.asarray(estimator.predict_proba(rows), np.float64)[:, 1]
+    return np.asarray(estimator.predict(rows), np.float64)
+
+
+class Registry:
+    """Where bundles lie: `bundles/<address>/`, and `models/<name>.<world>` naming the newest of each.
+
+    Args:
+        folder: made when missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, bundle: Bundle) -> str:
+        """Write a bundle and make it the newest of its model and world; give its address. A crash leaves the old one or the new one."""
+        bundles = self.folder / "bundles"
+        bundles.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=bundles, prefix=".new-"))
+        (scratch / "bundle.json").write_bytes(
+            msgspec.json.format(msgspec.json.encode(bundle.description), indent=1)
+        )
+        if isinstance(bundle.estimator, lightgbm.Booster):
+            (scratch / "model.txt").write_text(bundle.estimator.model_to_string())
+        else:
+            (scratch / "model.pickle").write_bytes(pickle.dumps(bundle.estimator, protocol=5))
+        assert bundle.selftest is not None
+        with (
+            pa.OSFile(str(scratch / "selftest.arrow"), "wb") as sink,
+            pyarrow.ipc.new_file(sink, bundle.selftest.schema) as writer,
+        ):
+            writer.write_table(bundle.selftest)
+        address = _address(scratch)
+        (scratch / "signature").write_text(self._sign(address))
+        target = bundles / address
+        if target.exists():
+            shutil.rmtree(scratch)
+        else:
+            os.chmod(scratch, 0o755)
+            os.replace(scratch, target)
+        bundle.address = address
+        self.point(bundle.model.name, bundle.description.world, address)
+        return address
+
+    def point(self, model: str, world: str, address: str) -> None:
+        """Make a bundle the one that a model's name means in a world."""
+        pointer = self.folder / "models" / f"{model}.{world}"
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        fresh = pointer.with_name(f".{pointer.name}.{os.getpid()}")
+        fresh.write_text(address)
+        os.replace(fresh, pointer)
+
+    def newest(self, model: str, world: str = "as_of") -> str | None:
+        """Give the address of a model's newest bundle, or None."""
+        pointer = self.folder / "models" / f"{model}.{world}"
+        return pointer.read_text().strip() if pointer.exists() else None
+
+    def load(
+        self,
+        address: str,
+        functions: Sequence[NamedFunction] = (),
+        *,
+        without_code: bool = False,
+        unpickle: bool = True,
+    ) -> Bundle:
+        """Read a bundle, check its bytes, its signature and its self-test rows.
+
+        Args:
+            address: what `save` gave.
+            functions: the world's functions for `sw.derive`.
+            unpickle: False leaves an estimator that is not the library's own where it is, and runs nothing of it.
+            without_code: give the bundle even where a function is missing, to compare with and not to serve.
+
+        Raises:
+            BundleError: it is missing, damaged, not written by this registry, or answers otherwise than it did.
+        """
+        place = self.folder / "bundles" / address
+        if not (place / "bundle.json").exists():
+            raise BundleError(
+                f"There is no bundle {address}.",
+                where=str(self.folder),
+                do="train the model first: sameworld train.",
+            )
+        if _address(place) != address:
+            raise BundleError(
+                f"Bundle {address} is damaged: its files do not have that hash.",
+                where=str(place),
+                do="train it again, or restore the files.",
+            )
+        signature = place / "signature"
+        if not signature.exists() or not hmac.compare_digest(signature.read_text(), self._sign(address)):
+            raise BundleError(
+                f"Bundle {address} was not written by this registry.",
+                where=str(place),
+                do="nothing in it was loaded. Train it here, or copy the registry with its key.",
+            )
+        description = msgspec.json.decode((place / "bundle.json").read_bytes(), type=Description)
+        model = model_from_json(description.model, {function.code: function for function in functions})
+        if (place / "model.txt").exists():
+            estimator: Any = lightgbm.Booster(model_str=(place / "model.txt").read_text())
+        else:
+            estimator = pickle.loads((place / "model.pickle").read_bytes()) if unpickle else None
+        with pa.OSFile(str(place / "selftest.arrow")) as source:
+            selftest = pyarrow.ipc.open_file(source).read_all()
+        bundle = Bundle(description, model, estimator, selftest, address)
+        missing = [f.function.name for f in _derived(model) if f.function.call is None]
+        if missing and not without_code:
+            raise BundleError(
+                f"Bundle {address} needs code that is not here: {', '.join(missing)}.",
+                do="serve with the world file it was trained with, or train again with the present one.",
+            )
+        if estimator is not None:
+            bundle.check()
+        return bundle
+
+    def _sign(self, address: str) -> str:
+        return hmac.new(self._key(), address.encode(), hashlib.sha256).hexdigest()
+
+    def _key(self) -> bytes:
+        path = self.folder / "registry.key"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_name(f".{path.name}.{os.getpid()}")
+            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(32))
+            try:
+                os.link(fresh, path)  # the first of several processes wins
+            except FileExistsError:
+                pass
+            finally:
+                fresh.unlink()
+        return path.read_bytes()
+
+
+def _derived(model: Model) -> list[Derive]:
+    plain = (feature.of if isinstance(feature, Category) else feature for feature in model.features.values())
+    return [feature for feature in plain if isinstance(feature, Derive)]
+
+
+def _address(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.name != "signature":
+            content = path.read_bytes()
+            digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:32]

@@ -1,0 +1,75 @@
+"""Feature columns -> the one matrix of float64 that an estimator sees, in training and in serving."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from sameworld.asof.request import feature_columns
+from sameworld.definitions.feature import Category, Feature
+
+_FEW = 32
+
+
+class ColumnEncoding(msgspec.Struct, frozen=True, dict=True):
+    """How one feature column becomes numbers.
+
+    Args:
+        name: the column.
+        categories: the values seen in training, sorted; a category's number is its place. Unseen values and nulls are both NaN. None for a number.
+    """
+
+    name: str
+    categories: list[Any] | None = None
+
+    @functools.cached_property
+    def numbers(self) -> dict[Any, float]:
+        """Category -> number, for looking a few up one by one, which is cheaper then."""
+        return {category: float(number) for number, category in enumerate(self.categories or [])}
+
+    @functools.cached_property
+    def known(self) -> pa.Array:
+        """The categories as a set to look values up in."""
+        return pa.array(self.categories)
+
+
+def learn(
+    features: Mapping[str, Feature], columns: Mapping[str, pa.Array], rows: NDArray[np.bool_]
+) -> list[ColumnEncoding]:
+    """Learn the encoding from the training rows alone."""
+    seen = pa.array(rows)
+    return [
+        ColumnEncoding(
+            name,
+            sorted(pc.unique(columns[name].filter(seen).drop_null()).to_pylist())
+            if isinstance(features[feature], Category)
+            else None,
+        )
+        for name, feature in feature_columns(features)
+    ]
+
+
+def matrix(encodings: list[ColumnEncoding], columns: Mapping[str, pa.Array]) -> NDArray[np.float64]:
+    """Give shape (rows, columns), C order: numbers as float64, booleans 0 and 1, categories their number, NaN for null."""
+    count = len(columns[encodings[0].name])
+    result = np.empty((count, len(encodings)), np.float64)
+    for place, encoding in enumerate(encodings):
+        column = columns[encoding.name]
+        if encoding.categories is not None:
+            if count <= _FEW:
+                result[:, place] = [encoding.numbers.get(value, np.nan) for value in column.to_pylist()]
+                continue
+            known = encoding.known if len(encoding.known) else pa.array([], column.type)
+            column = pc.index_in(column, value_set=known, skip_nulls=True)
+        if pa.types.is_boolean(column.type):
+            column = column.cast(pa.int8())
+        # Integers with nulls come as float64 with NaN, without nulls as integers: assigning rounds both alike.
+        result[:, place] = column.to_numpy(zero_copy_only=False)
+    return result

@@ -1,0 +1,430 @@
+"""Train a model honestly: split by time, use only labels that had matured, calibrate on a later slice, and score beside baselines on what came after."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightgbm
+import msgspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from sklearn.isotonic import IsotonicRegression
+
+from sameworld.asof.request import call_derived
+from sameworld.definitions.feature import Category, Derive, Field
+from sameworld.definitions.model import Model, Rate, as_json
+from sameworld.engines.duckdb import DuckDBEngine
+from sameworld.engines.interface import Engine, World
+from sameworld.errors import DefinitionError, TrainingError
+from sameworld.training.bundle import (
+    Bundle,
+    Description,
+    Histogram,
+    RateTable,
+    Registry,
+    environment,
+    raw_scores,
+)
+from sameworld.training.encoding import learn, matrix
+from sameworld.training.metrics import Score, log_loss, roc_auc, root_mean_squared_error
+from sameworld.training.training_set import Say, TrainingSet, compute, silent
+
+_CALIBRATION_SHARE = 0.2
+_SELFTEST_ROWS = 64
+_LATEST_SHARE = 0.85
+_BATCH_SIZES = (3, 8, 17, 64, 500)
+_COMPARED_ROWS = 500
+Booleans = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A bundle, and what is worth printing about how it came to be.
+
+    Args:
+        bundle: saved already.
+        metric: "roc_auc" or "rmse".
+        scores: "model", "constant" and "rate" (where there is a field to rate by) -> score on the moments after `until`.
+        rows: slice -> number of moments: fit, calibration, test, immature (their label was not known yet), unlabelled.
+        seconds: stage -> wall-clock time.
+    """
+
+    bundle: Bundle
+    metric: str
+    scores: dict[str, Score]
+    rows: dict[str, int]
+    seconds: dict[str, float]
+
+
+def train(
+    model: Model,
+    *,
+    registry: Registry | Path | str = ".sameworld",
+    world: World = "as_of",
+    until: int | None = None,
+    as_of: int | None = None,
+    engine: Engine | None = None,
+    folder: Path | None = None,
+    say: Say = silent,
+) -> Trained:
+    """Train, calibrate, score and save a model.
+
+    Args:
+        model: what to train.
+        registry: where the bundle goes.
+        world: in which world features are computed; labels are the same in both.
+        until: microseconds since 1970, the time of training: only examples whose label has matured by then are learnt from, everything asked after
+            it is for the score. By default the time before which 85 % of the moments were asked.
+        as_of: when the score's labels are known; now by default.
+        engine: DuckDB by default.
+        folder: what relative paths start from.
+        say: told what is being done.
+
+    Raises:
+        Problems: the definitions do not fit their data.
+        TrainingError: nothing to learn from.
+    """
+    registry = registry if isinstance(registry, Registry) else Registry(Path(registry))
+    seconds: dict[str, float] = {}
+    clock = time.perf_counter()
+    data = compute(
+        model.features,
+        model.moments,
+        model.label,
+        engine=engine or DuckDBEngine(folder),
+        world=world,
+        as_of=as_of,
+        fallbacks=model.fallbacks,
+        until=lambda at: int(np.quantile(at, _LATEST_SHARE, method="lower")) if until is None else until,
+        say=say,
+    )
+    seconds["training set"] = time.perf_counter() - clock
+    return fit(model, data, registry=registry, world=world, say=say, seconds=seconds)
+
+
+def fit(
+    model: Model,
+    data: TrainingSet,
+    *,
+    registry: Registry,
+    world: World,
+    say: Say = silent,
+    seconds: dict[str, float] | None = None,
+) -> Trained:
+    """Train from a training set that was computed with `until`; see `train`."""
+    seconds = {} if seconds is None else seconds
+    clock = time.perf_counter()
+    at = data.moments.at
+    until = data.until
+    if at.size == 0 or until is None:
+        raise TrainingError("There are no moments to learn from.", do="check the moments' table.")
+    learnable, calibrating, testing, rows = _slices(model, data, until)
+    # What is learnt from is what was known at the time of training; what came out later is for the score.
+    label, label_then = _numbers(data.label), _numbers(data.label_then)
+    encodings = learn(model.features, data.features, learnable)
+    encoded = matrix(encodings, data.features)
+    _check_row_independence(model, data, np.flatnonzero(learnable)[:200])
+    say(f"fitting on {rows['fit']:,} moments, calibrating on {rows['calibration']:,} ({world})")
+    estimator = _fit(
+        model,
+        encoded[learnable],
+        label_then[learnable],
+        [i for i, e in enumerate(encodings) if e.categories is not None],
+    )
+    calibration = _calibrate(model, estimator, encoded[calibrating], label_then[calibrating])
+    native = isinstance(estimator, lightgbm.Booster)
+    seconds["fit and calibrate"] = time.perf_counter() - clock
+    clock = time.perf_counter()
+    rates = rate_tables(model, data, learnable | calibrating, label_then)
+    description = Description(
+        model=as_json(model),
+        content=model.content,
+        world=world,
+        trained_until=until,
+        schemas=data.schemas,
+        request=data.request,
+        types={name: str(column.type) for name, column in data.features.items()},
+        encodings=encodings,
+        calibration=calibration,
+        rates=rates,
+        fixed_shape=not native and _depends_on_neighbours(model, estimator, encoded[learnable][:200]),
+        native=native and not any(_is_derived(feature) for feature in model.features.values()),
+        histograms={
+            name: _histogram(column.filter(pa.array(learnable))) for name, column in data.features.items()
+        },
+        importance=_importance(estimator, [e.name for e in encodings]),
+        scores={},
+        environment=environment(),
+    )
+    bundle = Bundle(description, model, estimator)
+    metric, scores = _scores(model, bundle, data, label, encoded, testing)
+    chosen = np.unique(np.linspace(0, at.size - 1, _SELFTEST_ROWS).astype(np.int64))
+    selftest = pa.table({name: column.take(pa.array(chosen)) for name, column in data.features.items()})
+    answers = np.concatenate([bundle.scores_of(encoded[row : row + 1]) for row in chosen])
+    description = msgspec.structs.replace(
+        description, scores={name: [s.value, s.low, s.high] for name, s in scores.items()}
+    )
+    bundle = Bundle(description, model, estimator, selftest.append_column("__answer", pa.array(answers)))
+    bundle.check()
+    registry.save(bundle)
+    seconds["score and save"] = time.perf_counter() - clock
+    return Trained(bundle, metric, scores, rows, seconds)
+
+
+def _slices(
+    model: Model, data: TrainingSet, until: int
+) -> tuple[Booleans, Booleans, Booleans, dict[str, int]]:
+    """Split by time; what was not known by `until` is not learnt from, whatever came of it."""
+    assert data.label is not None
+    assert data.label_then is not None
+    at, label = data.moments.at, model.label
+    takes = label.within_microseconds + label.settles_microseconds
+    labelled, labelled_then = (
+        column.is_valid().to_numpy(zero_copy_only=False) for column in (data.label, data.label_then)
+    )
+    known = at + takes < until
+    usable = known & labelled_then
+    if not usable.any():
+        raise TrainingError(
+            f"No label of model {model.name!r} had matured at the time of training.",
+            expected="moments asked before until - within - settles",
+            found=f"{at.size:,} moments, of which {int(known.sum()):,} had matured and {int(usable.sum()):,} of these have a label",
+            do="train later, or give older moments.",
+        )
+    border = int(np.quantile(at[usable], 1 - _CALIBRATION_SHARE, method="lower"))
+    calibrated = model.calibration is not None and model.output == "probability"
+    # What the first slice learns from had matured when the calibration slice began, as it will have in production.
+    learnable = usable & (at + takes < border) if calibrated else usable
+    calibrating = usable & (at >= border) if calibrated else np.zeros_like(usable)
+    if not learnable.any():
+        learnable = usable & (at < border) if (usable & (at < border)).any() else usable
+    testing = (at >= until) & labelled & data.mature
+    rows = {
+        "fit": int(learnable.sum()),
+        "calibration": int(calibrating.sum()),
+        "test": int(testing.sum()),
+        "immature": int((~known & (at < until)).sum()),
+        "unlabelled": int((known & ~labelled_then).sum()),
+    }
+    if model.output == "probability" and np.unique(_numbers(data.label_then)[learnable]).size < 2:
+        raise TrainingError(
+            f"All {rows['fit']:,} examples of model {model.name!r} have the same label.",
+            where="label",
+            do="check the label's condition and `otherwise`.",
+        )
+    return learnable, calibrating, testing, rows
+
+
+def _numbers(label: pa.Array | None) -> NDArray[np.float64]:
+    assert label is not None
+    return label.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+
+
+def _fit(model: Model, rows: NDArray[np.float64], label: NDArray[np.float64], categorical: list[int]) -> Any:
+    unfitted = model.estimator.unfitted
+    if not hasattr(unfitted, "fit"):
+        raise TrainingError(
+            f"Model {model.name!r} was read from a bundle, so its estimator cannot be trained.",
+            do="train from the world file.",
+        )
+    estimator = copy.deepcopy(unfitted)
+    target = label.astype(np.int64) if model.output == "probability" else label
+    if isinstance(estimator, lightgbm.LGBMModel):
+        given = estimator.get_params()
+        # Quiet, and the same model from the same rows whatever the number of cores.
+        own = {"verbosity": -1, "deterministic": True, "force_row_wise": True}
+        estimator.set_params(**{name: value for name, value in own.items() if given.get(name) is None})
+        estimator.fit(rows, target, categorical_feature=categorical)
+        return lightgbm.Booster(model_str=estimator.booster_.model_to_string())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            estimator.fit(rows, target)
+    except ValueError as error:
+        raise TrainingError(
+            f"The estimator of model {model.name!r} cannot learn from its features.",
+            where=model.estimator.kind,
+            found=str(error).splitlines()[0],
+            do="wrap it in a scikit-learn pipeline that fills nulls (NaN), or use one that takes them.",
+        ) from error
+    return estimator
+
+
+def _calibrate(
+    model: Model, estimator: Any, rows: NDArray[np.float64], label: NDArray[np.float64]
+) -> tuple[list[float], list[float]] | None:
+    """Fit an isotonic step from raw scores to probabilities on the later slice."""
+    if model.calibration is None or model.output != "probability" or rows.shape[0] == 0:
+        return None
+    raw = (
+        np.asarray(estimator.predict(rows, num_threads=1), np.float64)
+        if isinstance(estimator, lightgbm.Booster)
+        else raw_scores(estimator, rows, probability=True)
+    )
+    isotonic = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(raw, label)
+    return [float(x) for x in isotonic.X_thresholds_], [float(y) for y in isotonic.y_thresholds_]
+
+
+def rate_tables(
+    model: Model, data: TrainingSet, learnt: Booleans, label: NDArray[np.float64]
+) -> list[RateTable]:
+    """Give one table for every `sw.Rate` of the model, or by its first category when it has none, so that there is always a second baseline."""
+    wanted = [fallback.by for fallback in model.fallbacks if isinstance(fallback, Rate)]
+    if not wanted:
+        first = next(
+            (
+                f.of.name
+                for f in model.features.values()
+                if isinstance(f, Category) and isinstance(f.of, Field)
+            ),
+            None,
+        )
+        wanted = [first] if first else []
+    overall = float(label[learnt].mean())
+    tables: list[RateTable] = []
+    for by in dict.fromkeys(wanted):
+        rates: list[tuple[Any, float]] = []
+        if by is not None:
+            values = data.moments.fields[by].combine_chunks().filter(pa.array(learnt))
+            means = (
+                pa.table({"by": values, "label": label[learnt]})
+                .group_by("by", use_threads=False)
+                .aggregate([("label", "mean")])
+            )
+            rates = sorted(
+                (
+                    (b, m)
+                    for b, m in zip(means["by"].to_pylist(), means["label_mean"].to_pylist(), strict=True)
+                    if b is not None
+                ),
+                key=lambda r: str(r[0]),
+            )
+        tables.append(RateTable(by, overall, rates))
+    return tables
+
+
+def _scores(
+    model: Model,
+    bundle: Bundle,
+    data: TrainingSet,
+    label: NDArray[np.float64],
+    encoded: NDArray[np.float64],
+    testing: Booleans,
+) -> tuple[str, dict[str, Score]]:
+    metric, score = (
+        ("roc_auc", roc_auc) if model.output == "probability" else ("rmse", root_mean_squared_error)
+    )
+    truth = label[testing]
+    if truth.size == 0:
+        return metric, {}
+    scores = {"model": score(truth, bundle.scores_of(encoded[testing]))}
+    tables = bundle.description.rates
+    overall = tables[0].overall if tables else float(np.nanmean(label[~testing]))
+    scores["constant"] = score(truth, np.full(truth.shape, overall))
+    if tables and tables[0].by is not None:
+        by = data.moments.fields[tables[0].by].combine_chunks().filter(pa.array(testing)).to_pylist()
+        known = dict(tables[0].rates)
+        scores["rate"] = score(truth, np.array([known.get(value, overall) for value in by], np.float64))
+    if model.output == "probability":
+        loss = log_loss(truth, bundle.scores_of(encoded[testing]))
+        scores["log_loss"] = Score(loss, loss, loss)
+    return metric, {name: s for name, s in scores.items() if np.isfinite(s.value)}
+
+
+def _is_derived(feature: Any) -> bool:
+    return isinstance(feature.of if isinstance(feature, Category) else feature, Derive)
+
+
+def _check_row_independence(model: Model, data: TrainingSet, rows: NDArray[np.int64]) -> None:
+    """Refuse a derived feature whose bits depend on the other rows of the call."""
+    fields = {name: data.moments.fields[name].combine_chunks() for name in data.moments.fields.column_names}
+    for name, feature in model.features.items():
+        plain = feature.of if isinstance(feature, Category) else feature
+        if not isinstance(plain, Derive):
+            continue
+        columns = {**fields, **data.features}
+        given = [columns[item].take(pa.array(rows)) for item in plain.inputs]
+        kind = data.features[name].type
+        batch = call_derived(plain, name, given, kind)
+        alone = pa.concat_arrays(
+            [call_derived(plain, name, [g.slice(i, 1) for g in given], kind) for i in range(rows.size)]
+            or [batch]
+        )
+        order = pa.array(np.arange(rows.size)[::-1])
+        permuted = call_derived(plain, name, [g.take(order) for g in given], kind).take(order)
+        for way, other in (("alone", alone), ("permuted", permuted)):
+            if not _same_bits(batch, other):
+                raise DefinitionError(
+                    f"The function {plain.function.name!r} of feature {name!r} is not row-independent.",
+                    where=_place(plain),
+                    expected="the same bits for a row whatever other rows are in the call",
+                    found=f"a row gives another value {way} than in a batch of {rows.size}",
+                    do="compute each row from its own inputs only; put means, ranks and scales of the data into constants.",
+                )
+
+
+def _place(plain: Derive) -> str:
+    code = getattr(plain.function.call, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else ""
+
+
+def _same_bits(first: pa.Array, second: pa.Array) -> bool:
+    if pa.types.is_floating(first.type):
+        pairs = (a.fill_null(0.0).to_numpy(zero_copy_only=False).view(np.int64) for a in (first, second))
+        return bool(np.array_equal(*pairs)) and first.is_null().equals(second.is_null())
+    return first.equals(second)
+
+
+def _depends_on_neighbours(model: Model, estimator: Any, rows: NDArray[np.float64]) -> bool:
+    """Whether an estimator's bits for a row may depend on the other rows of the call.
+
+    A matrix product's do, by its library's blocking, in a row of a hundred: what has coefficients is not asked. Others are compared alone, in calls
+    of many sizes and permuted, on the training rows and on new combinations of their values.
+    """
+    last = estimator[-1] if hasattr(estimator, "steps") else estimator
+    if hasattr(last, "coef_") or hasattr(last, "coefs_"):
+        return True
+    probability = model.output == "probability"
+    random = np.random.default_rng(0)
+    mixed = random.permuted(np.repeat(rows, 1 + _COMPARED_ROWS // max(rows.shape[0], 1), axis=0), axis=0)
+    rows = np.concatenate([rows, mixed])[:_COMPARED_ROWS]
+
+    def bits(of: NDArray[np.float64]) -> NDArray[np.int64]:
+        return raw_scores(estimator, np.ascontiguousarray(of), probability=probability).view(np.int64)
+
+    alone = np.concatenate([bits(rows[i : i + 1]) for i in range(rows.shape[0])])
+    orders = (np.arange(rows.shape[0]), random.permutation(rows.shape[0]))
+    return any(
+        not np.array_equal(bits(rows[order[i : i + size]]), alone[order[i : i + size]])
+        for order in orders
+        for size in _BATCH_SIZES
+        for i in range(0, rows.shape[0], size)
+    )
+
+
+def _histogram(column: pa.Array) -> Histogram:
+    numbers = column.drop_null()
+    if pa.types.is_string(column.type) or len(numbers) == 0:
+        return Histogram(len(column), column.null_count, [], [])
+    values = numbers.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    values = values[np.isfinite(values)]
+    if values.size == 0:
+        return Histogram(len(column), column.null_count, [], [])
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, 31)[1:]))
+    counts = np.bincount(np.searchsorted(edges, values, side="left"), minlength=edges.size)
+    return Histogram(len(column), column.null_count, [float(e) for e in edges], [int(c) for c in counts])
+
+
+def _importance(estimator: Any, names: list[str]) -> dict[str, float]:
+    """Give each column's share of the trees' gain; nothing for other estimators."""
+    if not isinstance(estimator, lightgbm.Booster):
+        return {}
+    gain = estimator.feature_importance("gain")
+    total = float(gain.sum()) or 1.0
+    return {name: float(value) / total for name, value in zip(names, gain, strict=True)}

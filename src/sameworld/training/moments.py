@@ -1,0 +1,81 @@
+"""A table of moments -> when each was, and its request fields in their pinned types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sameworld.asof.schema import VALUE_TYPES, Schema, kind_of, supported
+from sameworld.definitions.moments import Moments
+from sameworld.engines.interface import Engine
+from sameworld.errors import DataError, nearest
+
+
+@dataclass(frozen=True)
+class MomentTable:
+    """Moments as read: `at` in microseconds, shape (moments,), and one column a request field."""
+
+    at: NDArray[np.int64]
+    fields: pa.Table
+
+
+def request_schema(moments: Moments, schema: Schema) -> dict[str, str]:
+    """Give request field -> family of its type (integer, float, boolean, text, instant), from the moments' columns."""
+    families = {name: kind_of(kind) for name, kind in supported(schema).items() if name != moments.at}
+    return {name: "instant" if family == "naive" else family for name, family in families.items()}
+
+
+def read_moments(engine: Engine, moments: Moments) -> MomentTable:
+    """Read a table of moments.
+
+    Raises:
+        DataError: the time column is missing, naive without a timezone, or null somewhere.
+    """
+    what = "the moments"
+    schema = engine.describe(moments.data, what)
+    if moments.at not in schema:
+        raise DataError(
+            f"The moments have no column {moments.at!r}.",
+            expected=f"nearest: {nearest(moments.at, schema)}",
+            do="set at= to the column of the time of asking.",
+        )
+    table = engine.table(moments.data, what, timezone=moments.timezone)
+    at = _instants(table[moments.at], moments.at)
+    if at.null_count:
+        raise DataError(
+            f"{at.null_count} moments have no time.",
+            where=f"column {moments.at!r}",
+            found="null",
+            do="leave such rows out of the moments.",
+        )
+    fields = {
+        name: _field(table[name], family, name) for name, family in request_schema(moments, schema).items()
+    }
+    return MomentTable(at.cast(pa.int64()).to_numpy(), pa.table(fields))
+
+
+def _field(column: pa.ChunkedArray, family: str, name: str) -> pa.Array:
+    return (
+        _instants(column, name) if family == "instant" else column.cast(VALUE_TYPES[family]).combine_chunks()
+    )
+
+
+def _instants(column: pa.ChunkedArray, name: str) -> pa.Array:
+    kind = column.type
+    if not pa.types.is_timestamp(kind):
+        raise DataError(
+            f"Column {name!r} of the moments is no timestamp.",
+            found=str(kind),
+            do="cast it to a timestamp with a time zone.",
+        )
+    if kind.tz is None:
+        raise DataError(
+            f"Column {name!r} of the moments has naive timestamps.",
+            expected="timestamps with a time zone, or timezone= on sw.Moments",
+            found=str(kind),
+            do="name the zone whose clocks they show, for example timezone='UTC'.",
+        )
+    return column.cast(pa.timestamp("us", tz="UTC"), safe=False).combine_chunks()

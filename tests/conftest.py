@@ -1,0 +1,33 @@
+"""Worlds that several tests look at; a test that changes one takes a copy."""
+
+from pathlib import Path
+
+import pytest
+from small_world import DERIVED, WORLD, SmallWorld, make
+
+
+@pytest.fixture(scope="session")
+def trained_world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
+    """A world with one model of library trees, trained, never served. Not to be changed."""
+    return make(tmp_path_factory.mktemp("trained") / "world")
+
+
+@pytest.fixture(scope="session")
+def played_world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
+    """A world with a model of library trees and a derived one, trained and replayed. Not to be changed."""
+    world = make(tmp_path_factory.mktemp("played") / "world", WORLD + DERIVED)
+    played = world.play()
+    assert set(played.statuses) == {200}
+    return world
+
+
+@pytest.fixture
+def trained(trained_world: SmallWorld, tmp_path: Path) -> SmallWorld:
+    """A trained world that the test may change."""
+    return trained_world.copy(tmp_path / "world")
+
+
+@pytest.fixture
+def played(played_world: SmallWorld, tmp_path: Path) -> SmallWorld:
+    """A replayed world that the test may change."""
+    return played_world.copy(tmp_path / "world")

@@ -1,0 +1,917 @@
+"""The online store gives the oracle's bits, whatever was delivered in whatever order, repeated, corrected, killed, rebuilt."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import sameworld as sw
+from sameworld.asof.plan import aggregates_of, groupings_of, narrowed
+from sameworld.asof.rows import prepared_sql
+from sameworld.definitions.feature import Aggregate
+from sameworld.definitions.windows import Window
+from sameworld.engines.duckdb import DuckDBEngine
+from sameworld.engines.interface import Asked, Rows
+from sameworld.errors import DataError, ReplayOrderError, RequestError, StoreError
+from sameworld.stores import event_log
+from sameworld.stores.events import EventReader
+from sameworld.stores.online import OnlineStore, Taken
+from sameworld.testing import oracle
+
+INSTANT = pa.timestamp("us", tz="UTC")
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+SCHEMA = pa.schema(
+    [
+        ("k1", pa.string()),
+        ("k2", pa.int64()),
+        ("k3", pa.bool_()),
+        ("k4", INSTANT),
+        ("e", INSTANT),
+        ("a", INSTANT),
+        ("id", pa.string()),
+        ("v", pa.int64()),
+        ("d", pa.bool_()),
+        ("x", pa.float64()),
+        ("n", pa.int64()),
+        ("s", pa.string()),
+        ("w", INSTANT),
+        ("b", pa.bool_()),
+    ]
+)
+INSTANTS = {"k4", "e", "a", "w"}
+NAMED: dict[str, dict[str, str]] = {
+    "append_only": {},
+    "by_arrival": {"id": "id", "deleted": "d"},
+    "by_version": {"id": "id", "version": "v", "deleted": "d"},
+}
+CONDITION = "x > 0 OR s = 'u'"
+LONG = "ж" * 300  # longer than a key of the index may be
+ENTITIES: list[tuple[str | None, int | None, bool | None, int | None]] = [
+    ("a", 0, True, 1),
+    ("a", 1, None, 2),
+    ("ü\u2028", 0, False, 1),
+    ("", 1, True, None),
+    (LONG, 0, False, 2),
+    (None, None, True, 1),
+    ("nobody", 7, False, 9),
+]
+
+Row = dict[str, Any]
+
+
+class FakeClock:
+    """Says what it is told to say."""
+
+    def __init__(self, time: int = 0) -> None:
+        self.time = time
+
+    def now(self) -> int:
+        return self.time
+
+
+def windowed(
+    operation: str, column: str | None, keys: tuple[str, ...], *, where: bool, windows: Sequence[Window]
+) -> tuple[Any, ...]:
+    return (operation, column, keys, where, tuple(windows))
+
+
+def aggregate_of(source: sw.Source, spec: tuple[Any, ...]) -> Aggregate:
+    operation, column, keys, where, windows = spec
+    rows = (source.where(CONDITION) if where else source).by(*keys)
+    method = getattr(rows, operation)
+    return method(column, over=windows) if column else method(over=windows)
+
+
+def holds(row: Row) -> bool:
+    return (row["x"] is not None and row["x"] > 0) or row["s"] == "u"
+
+
+def as_events(rows: Sequence[Row]) -> bytes:
+    """The JSON array of rows; nulls are left out."""
+    events = [
+        {
+            name: EPOCH + datetime.timedelta(microseconds=value) if name in INSTANTS else value
+            for name, value in row.items()
+            if value is not None
+        }
+        for row in rows
+    ]
+    return msgspec.json.encode(events)
+
+
+def bits(value: object) -> object:
+    return struct.pack("<d", value).hex() if isinstance(value, float) else value
+
+
+def plain(column: pa.Array) -> list[Any]:
+    return column.cast(pa.int64()).to_pylist() if pa.types.is_timestamp(column.type) else column.to_pylist()
+
+
+def ties_of(source: sw.Source, rows: Sequence[Row]) -> list[int]:
+    if not rows:
+        return []
+    engine = DuckDBEngine(threads=1)
+    engine._con.register("raw", pa.Table.from_pylist(list(rows), schema=SCHEMA))
+    query = prepared_sql(source, schema_of(), (), (), "raw")
+    found = engine._con.execute(f"SELECT tie FROM ({query})").fetchnumpy()["tie"].tolist()
+    engine.close()
+    return found
+
+
+_SCHEMA: dict[str, str] = {}
+
+
+def schema_of() -> dict[str, str]:
+    """The source's pinned schema."""
+    if not _SCHEMA:
+        engine = DuckDBEngine(threads=1)
+        _SCHEMA.update(engine.describe(SCHEMA.empty_table(), "rows"))
+        engine.close()
+    return _SCHEMA
+
+
+@dataclass
+class Told:
+    """A row as the oracle is told of it: when it became readable, and its tie."""
+
+    row: Row
+    available_at: int | None
+    tie: int
+
+
+def versions_of(told: Sequence[Told], aggregate: Aggregate) -> list[oracle.Version]:
+    """What was told, as the oracle takes it for one aggregate."""
+    source = aggregate.source
+    return [
+        oracle.Version(
+            key=tuple(one.row[name] for name in aggregate.keys),
+            event_time=one.row["e"],
+            available_at=one.available_at,
+            value=one.row[aggregate.column] if aggregate.column else None,
+            holds=aggregate.where is None or holds(one.row),
+            fact=one.row["id"] if source.id else None,
+            version=(one.row["v"] if one.row["v"] is not None else -(2**63)) if source.version else 0,
+            deleted=bool(one.row["d"]) and source.deleted is not None,
+            tie=one.tie,
+        )
+        for one in told
+    ]
+
+
+@dataclass
+class World:
+    """One state folder, the models served from it, and everything that was ever told to it."""
+
+    source: sw.Source
+    folder: Path
+    replay: bool
+    cutover: int
+    clock: FakeClock
+    chunk_rows: int
+    aggregates: list[Aggregate]
+    told: list[Told] = field(default_factory=list)
+    engine: DuckDBEngine = field(default_factory=lambda: DuckDBEngine(threads=1))
+    store: OnlineStore | None = None
+
+    def open(self, aggregates: Sequence[Aggregate] | None = None, *, fill: bool = True) -> OnlineStore:
+        """Close the store and open it for some of the aggregates (all by default)."""
+        self.close()
+        self.aggregates = list(aggregates) if aggregates is not None else self.aggregates
+        groupings = groupings_of(aggregates_of(self.aggregates))
+        self.store = OnlineStore(
+            self.folder,
+            groupings,
+            {self.source.content: schema_of()},
+            durability="process",
+            replay=self.replay,
+            clock=self.clock,
+            chunk_rows=self.chunk_rows,
+        )
+        if fill:
+            self.store.fill(self.engine, cutover=self.cutover)
+        return self.store
+
+    def close(self) -> None:
+        if self.store is not None:
+            self.store.close()
+            self.store = None
+
+    def take(self, *deliveries: tuple[str, Sequence[Row]]) -> list[Taken | RequestError]:
+        """Commit deliveries as one group."""
+        assert self.store is not None
+        return self.store.commit(
+            [self.store.prepare("rows", key, as_events(rows)) for key, rows in deliveries]
+        )
+
+    def read(self, t: int | None = None) -> dict[tuple[str, tuple[Any, ...]], object]:
+        """Read every aggregate of every entity through one snapshot; give (column, key) -> bits."""
+        assert self.store is not None
+        fields = {name: [entity[i] for entity in ENTITIES] for i, name in enumerate(("k1", "k2", "k3", "k4"))}
+        with self.store.snapshot() as snapshot:
+            at = snapshot.moment() if t is None else t
+            values = snapshot.aggregates(narrowed(self.store.groupings, self.aggregates), fields, at)
+        found: dict[tuple[str, tuple[Any, ...]], object] = {}
+        for aggregate in self.aggregates:
+            keys = list(zip(*(fields[name] for name in aggregate.keys), strict=True))
+            for column in aggregate.columns:
+                found.update(
+                    zip(((column, key) for key in keys), map(bits, plain(values[column])), strict=True)
+                )
+        return found
+
+    def moment(self) -> int:
+        assert self.store is not None
+        with self.store.snapshot() as snapshot:
+            return snapshot.moment()
+
+    def check(self, t: int) -> None:
+        """Compare everything that can be read at `t` with the oracle."""
+        got = self.read(t)
+        for aggregate in self.aggregates:
+            versions = versions_of(self.told, aggregate)
+            for column, window in zip(aggregate.columns, aggregate.windows, strict=True):
+                start, end = window.bounds
+                for key in {key for name, key in got if name == column}:
+                    wanted = oracle.value_at(versions, aggregate.operation, key, t, start=start, end=end)
+                    assert got[column, key] == bits(wanted), (column, key, t)
+
+
+@contextmanager
+def world(
+    versions: str = "by_version",
+    specs: Sequence[tuple[Any, ...]] = (),
+    *,
+    files: Sequence[Row] = (),
+    replay: bool = False,
+    cutover: int = 10,
+    chunk_rows: int = 3,
+) -> Iterator[World]:
+    """Give a world with its store filled."""
+    table = pa.Table.from_pylist(list(files), schema=SCHEMA)
+    source = sw.Source("rows", table, event_time="e", available_at="a", **NAMED[versions])
+    specs = specs or [windowed("count", None, ("k1",), where=False, windows=[Window()])]
+    with tempfile.TemporaryDirectory() as folder:
+        made = World(
+            source, Path(folder) / "state", replay, cutover, FakeClock(cutover), chunk_rows,
+            [aggregate_of(source, spec) for spec in specs],
+        )  # fmt: skip
+        read = [row for row in files if row["a"] is not None and row["a"] < cutover]
+        ties = ties_of(source, read)
+        made.told = [Told(row, row["a"], tie) for row, tie in zip(read, ties, strict=True)]
+        made.open()
+        try:
+            yield made
+        finally:
+            made.close()
+            made.engine.close()
+
+
+def row(**values: Any) -> Row:
+    """A row; what is not given is null, but its event time is 1."""
+    return dict.fromkeys(SCHEMA.names) | {"e": 1} | values
+
+
+times = st.integers(0, 40)
+floats = st.one_of(
+    st.sampled_from(
+        [
+            0.0,
+            -0.0,
+            1e-300,
+            1e300,
+            -1e300,
+            1.7976931348623157e308,
+            1e15,
+            -1e15,
+            0.1,
+            5e-324,
+            -2.2250738585072014e-308,
+        ]
+    ),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.floats(-10, 10),
+)
+rows = st.fixed_dictionaries(
+    {
+        "k1": st.sampled_from(["a", "a", "a", "ü\u2028", "", LONG, None]),
+        "k2": st.sampled_from([0, 0, 1, None]),
+        "k3": st.sampled_from([True, False, None]),
+        "k4": st.sampled_from([1, 2, None]),
+        "e": times,
+        "a": st.one_of(times, times, st.none()),
+        "id": st.sampled_from(["p", "q", "r", "s", LONG, None]),
+        "v": st.sampled_from([0, 1, 2, None]),
+        "d": st.sampled_from([False, False, False, True, None]),
+        "x": st.one_of(st.none(), floats),
+        "n": st.one_of(st.none(), st.integers(-(2**40), 2**40)),
+        "s": st.sampled_from(["", "u", "ж\x00", None]),
+        "w": st.one_of(st.none(), st.integers(-(2**50), 2**50)),
+        "b": st.sampled_from([True, False, None]),
+    }
+)
+histories = st.lists(rows, max_size=26)
+WINDOWS = [Window(), Window("3us"), Window("12us"), Window("50us"), Window("6us", ahead=True)]
+VALUES = {
+    "count": [None],
+    "age": [None],
+    "sum": ["x", "n", "b"],
+    "mean": ["x", "n", "b"],
+    "min": ["x", "n", "w"],
+    "max": ["x", "n", "w"],
+    "last": ["x", "s", "w", "b"],
+}
+some_windows = st.lists(st.sampled_from(WINDOWS), min_size=1, max_size=3, unique=True)
+keyings = st.sampled_from([("k1",), ("k1",), ("k1", "k2"), ("k3",), ("k4", "k1")])
+spec = st.builds(
+    lambda chosen, keys, where, windows: windowed(*chosen, keys, where=where, windows=windows),
+    st.sampled_from([(operation, column) for operation, columns in VALUES.items() for column in columns]),
+    keyings,
+    st.booleans(),
+    some_windows,
+)
+specs = st.lists(spec, min_size=1, max_size=7)
+EVENTS = st.sampled_from(["nothing", "reopen", "rebuild", "fewer models", "all models"])
+
+
+def happen(what: str, here: World, everything: Sequence[Aggregate], served: int) -> None:
+    """What an operator may do between two deliveries."""
+    match what:
+        case "reopen":
+            here.open()
+        case "rebuild":
+            here.close()
+            shutil.rmtree(here.folder / "index")
+            here.open()
+        case "fewer models":
+            here.open(everything[:served])
+        case "all models":
+            here.open(everything)
+        case _:
+            pass
+
+
+def split(items: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
+    """Cut a list into consecutive parts of these sizes; the last takes the rest."""
+    parts: list[list[Any]] = []
+    start = 0
+    for size in sizes:
+        parts.append(list(items[start : start + size]))
+        start += size
+    parts.append(list(items[start:]))
+    return [part for part in parts if part]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("versions", list(NAMED))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_replay_through_the_store_equals_the_oracle_bit_for_bit(versions: str, data: st.DataObject) -> None:
+    # given files with everything, of which a part becomes readable before the cutover
+    history = data.draw(histories, "history")
+    history += [
+        history[i] for i in data.draw(st.lists(st.integers(0, 25), max_size=3), "again") if i < len(history)
+    ]
+    cutover = data.draw(st.integers(1, 20), "cutover")
+    wanted = data.draw(specs, "features")
+    served = data.draw(st.integers(1, len(wanted)), "models")
+    chunk_rows = data.draw(st.integers(2, 5), "chunk_rows")
+    moments = sorted(
+        data.draw(st.lists(st.integers(cutover, 60), min_size=1, max_size=4, unique=True), "moments")
+    )
+    with world(versions, wanted, files=history, replay=True, cutover=cutover, chunk_rows=chunk_rows) as here:
+        everything = here.aggregates
+        assert here.store is not None
+        rest = [row for row in history if row["a"] is not None and row["a"] >= cutover]
+        ties = ties_of(here.source, rest)
+        never = [row for row in history if row["a"] is None]
+        since, number = cutover, 0
+        for t in moments:
+            # when the events up to a moment come in any order, grouped, repeated
+            now = [(row, tie) for row, tie in zip(rest, ties, strict=True) if since <= row["a"] < t]
+            now = data.draw(st.permutations(now), "order")
+            here.told += [Told(row, row["a"], tie) for row, tie in now]
+            deliveries: list[tuple[str, list[Row]]] = []
+            for part in split(
+                [row for row, _ in now] + never, data.draw(st.lists(st.integers(1, 4), max_size=4), "sizes")
+            ):
+                deliveries.append((f"key {number}", part))
+                number += 1
+            repeated = [one for one in deliveries if data.draw(st.booleans(), "repeated")]
+            for group in split(
+                deliveries + repeated, data.draw(st.lists(st.integers(1, 3), max_size=3), "groups")
+            ):
+                answers = here.take(*group)
+                assert [type(answer) for answer in answers] == [Taken] * len(group)
+                happen(data.draw(EVENTS, "then"), here, everything, served)
+            here.store.pass_moment(t)
+            since = t
+            # then every value is the oracle's
+            here.check(t)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("versions", list(NAMED))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_live_store_equals_the_oracle_at_every_snapshot_bit_for_bit(
+    versions: str, data: st.DataObject
+) -> None:
+    # given files, and events that will come whenever they come
+    files = data.draw(st.lists(rows, max_size=10), "files")
+    history = data.draw(histories, "history")
+    cutover = data.draw(st.integers(1, 20), "cutover")
+    wanted = data.draw(specs, "features")
+    served = data.draw(st.integers(1, len(wanted)), "models")
+    chunk_rows = data.draw(st.integers(2, 5), "chunk_rows")
+    with world(versions, wanted, files=files, cutover=cutover, chunk_rows=chunk_rows) as here:
+        everything = here.aggregates
+        sizes = data.draw(st.lists(st.integers(1, 5), max_size=8), "sizes")
+        deliveries = [(f"key {number}", part) for number, part in enumerate(split(history, sizes))]
+        repeated = [one for one in deliveries if data.draw(st.booleans(), "repeated")]
+        ties = dict(enumerate(ties_of(here.source, history)))
+        place, stamps = 0, list[int]()
+        for group in split(
+            deliveries + repeated, data.draw(st.lists(st.integers(1, 3), max_size=6), "groups")
+        ):
+            # when a group is committed, by a clock that may stand still or go back
+            here.clock.time += data.draw(st.integers(-2, 9), "clock")
+            assert all(isinstance(answer, Taken) for answer in here.take(*group))
+            log = list(event_log.deliveries(here.folder / "events"))
+            for _, delivery in log[len(stamps) :]:
+                stamps.append(delivery.stamp)
+                for row in dict(deliveries)[delivery.key]:
+                    here.told.append(Told(row, delivery.stamp, ties[place]))
+                    place += 1
+            happen(data.draw(EVENTS, "then"), here, everything, served)
+            # then a snapshot has all of it, and every value is the oracle's
+            here.check(here.moment())
+        assert stamps == sorted(set(stamps))
+        assert [delivery.key for _, delivery in log] == [key for key, _ in deliveries] if deliveries else True
+        here.clock.time += data.draw(st.integers(0, 60), "later")
+        here.check(here.moment())
+
+
+COUNT = windowed("count", None, ("k1",), where=False, windows=[Window()])
+COUNT_BY_TWO = windowed("count", None, ("k2", "k1"), where=False, windows=[Window()])
+SUM_SHORT = windowed("sum", "x", ("k1",), where=False, windows=[Window("3us")])
+SUM_LONG = windowed("sum", "x", ("k1",), where=False, windows=[Window("50us")])
+
+
+def count_of(here: World, key: str) -> object:
+    """What the first aggregate, a count by k1, is for one entity now."""
+    return here.read()[here.aggregates[0].columns[0], (key,)]
+
+
+def tell(here: World, key: str, rows: Sequence[Row]) -> None:
+    """Deliver rows live, and tell the oracle."""
+    assert here.store is not None
+    answers = here.take((key, rows))
+    assert isinstance(answers[0], Taken), answers
+    stamp = dict(event_log.deliveries(here.folder / "events"))[answers[0].sequence].stamp
+    here.told += [Told(row, stamp, tie) for row, tie in zip(rows, ties_of(here.source, rows), strict=True)]
+
+
+def test_events_taken_while_a_model_was_not_served_are_there_when_it_is_again() -> None:
+    with world("by_version", [COUNT, COUNT_BY_TWO]) as here:
+        both = here.aggregates
+        tell(here, "1", [row(id="p", v=1, k1="a", k2=0)])
+        here.open(both[:1])
+        tell(here, "2", [row(id="q", v=1, k1="a", k2=0)])
+        here.open(both)
+        here.check(here.moment())
+
+
+def test_a_correction_taken_while_a_model_was_not_served_moves_the_row_everywhere() -> None:
+    with world("by_version", [COUNT, COUNT_BY_TWO]) as here:
+        both = here.aggregates
+        tell(here, "1", [row(id="p", v=1, k1="a", k2=0), row(id="q", v=1, k1="a", k2=0)])
+        here.open(both[:1])
+        tell(here, "2", [row(id="p", v=2, k1="", k2=1)])
+        here.check(here.moment())
+        here.open(both)
+        here.check(here.moment())
+        tell(here, "3", [row(id="p", v=3, k1="a", k2=1), row(id="q", v=2, k1="", k2=1)])
+        here.check(here.moment())
+
+
+def test_a_store_that_a_server_with_other_models_wrote_to_never_gives_a_wrong_value() -> None:
+    with world("by_version", [COUNT, COUNT_BY_TWO]) as here:
+        both = here.aggregates
+        tell(here, "1", [row(id="p", v=1, k1="a", k2=0)])
+        here.open(both[:1])
+        tell(here, "2", [row(id="p", v=2, k1="", k2=1)])
+        here.check(here.moment())
+        here.open(both, fill=False)
+        assert here.store is not None
+        assert [grouping.keys for grouping in here.store.missing()] == [("k2", "k1")]
+        with pytest.raises(StoreError, match="not filled"):
+            here.read()
+        tell(here, "3", [row(id="p", v=3, k1="a", k2=1)])
+        here.store.fill(here.engine)
+        assert not here.store.missing()
+        here.check(here.moment())
+
+
+def test_a_row_that_only_another_models_window_reaches_is_kept() -> None:
+    with world("append_only", [SUM_SHORT, SUM_LONG], chunk_rows=2) as here:
+        both = here.aggregates
+        here.open(both[:1])
+        for time in range(11, 40):
+            here.clock.time = time
+            tell(here, f"key {time}", [row(k1="a", e=time - 1, x=0.1 * time)])
+        here.check(here.moment())
+        here.open(both)
+        here.check(here.moment())
+        here.open(both[:1])
+        for time in range(40, 60):
+            here.clock.time = time
+            tell(here, f"key {time}", [row(k1="a", e=time - 1, x=0.1 * time)])
+        here.open(both)
+        here.check(here.moment())
+
+
+def test_rows_that_no_window_reaches_any_more_go_and_the_others_stay() -> None:
+    with world("append_only", [SUM_SHORT], chunk_rows=2) as here:
+        for time in range(11, 80):
+            here.clock.time = time
+            # late by up to 7 us, and every tenth row is about the future
+            tell(
+                here,
+                f"key {time}",
+                [row(k1="a", e=time + 20 if time % 10 == 0 else time - time % 8, x=0.1 * time)],
+            )
+            here.check(here.moment())
+        assert here.store is not None
+        with here.store.index.read() as txn:
+            kept = txn.stat(here.store.index._rows)["entries"]
+        assert kept < 69 / 4
+
+
+def test_a_store_rebuilt_from_files_and_log_reads_the_same() -> None:
+    files = [row(id="p", v=0, k1="a", k2=0, a=1, x=0.1), row(id="q", v=0, k1="a", k2=1, a=2, x=0.2)]
+    with world("by_version", [COUNT, COUNT_BY_TWO, SUM_LONG], files=files) as here:
+        tell(here, "1", [row(id="p", v=1, k1="", k2=0, x=0.3)])
+        tell(here, "2", [row(id="q", v=1, d=True)])
+        t = here.moment()
+        before = here.read(t)
+        here.close()
+        shutil.rmtree(here.folder / "index")
+        here.cutover = 10
+        here.open()
+        assert here.read(t) == before
+        here.check(here.moment())
+        assert here.take(("1", [row(id="p", v=1, k1="", k2=0, x=0.3)])) == [Taken(1, True, 2)]
+
+
+def test_a_model_with_a_new_grouping_is_filled_from_files_and_log() -> None:
+    files = [
+        row(id="p", v=0, k1="a", k2=0, a=1),
+        row(id="q", v=0, k1="a", k2=1, a=2),
+        row(k1="a", k2=0, a=10),
+    ]
+    with world("by_version", [COUNT, COUNT_BY_TWO, SUM_LONG], files=files) as here:
+        three = here.aggregates
+        here.open(three[:1])
+        tell(here, "1", [row(id="p", v=1, k1="", k2=0, x=1.5), row(k1="a", k2=1, x=0.1)])
+        here.open(three)
+        here.check(here.moment())
+        tell(here, "2", [row(id="p", v=2, k1="a", k2=1, x=2.5)])
+        here.check(here.moment())
+
+
+def test_a_repeated_delivery_is_acknowledged_and_changes_nothing() -> None:
+    with world() as here:
+        tell(here, "1", [row(k1="a")])
+        assert here.take(("1", [row(k1="a")]), ("1", [row(k1="a")])) == [Taken(1, True, 1)] * 2
+        assert count_of(here, "a") == 1
+        assert len(list(event_log.deliveries(here.folder / "events"))) == 1
+
+
+def test_a_delivery_repeated_within_its_group_is_taken_once() -> None:
+    with world() as here:
+        assert here.take(("1", [row(k1="a")]), ("1", [row(k1="a")])) == [
+            Taken(1, False, 1),
+            Taken(1, True, 1),
+        ]
+        assert count_of(here, "a") == 1
+
+
+def test_a_key_used_for_other_events_is_refused() -> None:
+    with world() as here:
+        tell(here, "1", [row(k1="a")])
+        answers = here.take(("1", [row(k1="")]), ("2", [row(k1="a")]))
+        assert str(answers[0]) == (
+            "The delivery key '1' was used for other events.\n"
+            "  in: source 'rows'\n"
+            "  expected: the same events under the same key\n"
+            "  do: give every delivery its own Idempotency-Key."
+        )
+        assert answers[1] == Taken(1, False, 2)
+        assert (count_of(here, "a"), count_of(here, "")) == (2, 0)
+
+
+def test_a_late_retry_of_an_old_version_never_reverts_a_correction() -> None:
+    with world("by_version", [windowed("last", "x", ("k1",), where=False, windows=[Window()])]) as here:
+        tell(here, "1", [row(id="p", v=1, k1="a", x=1.0)])
+        tell(here, "2", [row(id="p", v=2, k1="a", x=2.0)])
+        tell(here, "the first once more, under another key", [row(id="p", v=1, k1="a", x=1.0)])
+        assert count_of(here, "a") == bits(2.0)
+        here.check(here.moment())
+
+
+def test_a_deletion_may_precede_its_row_and_a_later_version_revives_it() -> None:
+    with world("by_version") as here:
+        tell(here, "1", [row(id="p", v=2, d=True)])
+        tell(here, "2", [row(id="p", v=1, k1="a")])
+        assert count_of(here, "a") == 0
+        tell(here, "3", [row(id="p", v=3, k1="a")])
+        assert count_of(here, "a") == 1
+        here.check(here.moment())
+
+
+def test_a_replay_refuses_an_event_readable_before_a_moment_that_has_passed() -> None:
+    with world("append_only", replay=True) as here:
+        assert here.store is not None
+        here.store.pass_moment(20)
+        early, same = here.take(("1", [row(k1="a", a=25), row(k1="a", a=19)]), ("2", [row(k1="a", a=20)]))
+        assert isinstance(early, ReplayOrderError)
+        assert str(early) == (
+            "1 events of source 'rows' became readable before a moment that has passed.\n"
+            "  expected: available times of at least 20 us\n"
+            "  found: 19 us\n"
+            "  do: replay events and requests in the order of time."
+        )
+        assert same == Taken(1, False, 1)
+        assert here.read(21)[here.aggregates[0].columns[0], ("a",)] == 1
+
+
+def test_a_delivery_that_was_taken_may_be_repeated_after_its_moment_passed() -> None:
+    with world("append_only", replay=True) as here:
+        assert here.store is not None
+        assert here.take(("1", [row(k1="a", a=12)])) == [Taken(1, False, 1)]
+        here.store.pass_moment(20)
+        assert here.take(("1", [row(k1="a", a=12)])) == [Taken(1, True, 1)]
+
+
+def test_a_replayed_row_without_its_available_time_is_never_readable_and_supersedes_nothing() -> None:
+    with world("by_version", replay=True) as here:
+        assert here.take(("1", [row(id="p", v=1, k1="a", a=12)]), ("2", [row(id="p", v=2, k1="", a=None)]))
+        read = here.read(2**60)
+        column = here.aggregates[0].columns[0]
+        assert (read[column, ("a",)], read[column, ("",)]) == (1, 0)
+
+
+def test_an_event_that_is_not_the_sources_is_refused_and_nothing_is_taken() -> None:
+    with world() as here:
+        assert here.store is not None
+        for events in (
+            b"{",
+            b'[{"k1": 1, "e": "1970-01-01T00:00:00Z"}]',
+            b'[{"k1": "a"}]',
+            b'[{"e": "1970-01-01"}]',
+            b'[{"e": "1970-01-01T00:00:00Z", "k9": 1}]',
+            b'[{"e": "1970-01-01T00:00:00Z", "n": 9223372036854775808}]',
+            b'[{"e": "1970-01-01T00:00:00Z", "s": "\\ud800"}]',
+        ):
+            with pytest.raises(DataError):
+                here.store.prepare("rows", "1", events)
+        assert not list(event_log.deliveries(here.folder / "events"))
+
+
+def test_the_cutover_is_recorded_once() -> None:
+    with world(cutover=10) as here:
+        assert here.store is not None
+        here.clock.time = 20
+        here.store.fill(here.engine)
+        assert (here.folder / "cutover").read_text() == "10"
+        with pytest.raises(StoreError, match="recorded already"):
+            here.store.fill(here.engine, cutover=20)
+
+
+def test_a_fill_that_fails_records_no_cutover() -> None:
+    with world(cutover=10) as here:
+        here.close()
+        shutil.rmtree(here.folder)
+        engine, here.engine = here.engine, DuckDBEngine(threads=1)
+        here.engine.close()
+        with pytest.raises(Exception, match="closed"):
+            here.open()
+        assert not (here.folder / "cutover").exists()
+        here.engine, here.cutover = engine, 12
+        here.open()
+        assert (here.folder / "cutover").read_text() == "12"
+
+
+def test_a_read_of_one_row_compiles_nothing() -> None:
+    from sameworld.asof.kernel import sweep
+
+    with world("append_only", [SUM_LONG, COUNT]) as here:
+        tell(here, "1", [row(k1="a", x=0.5), row(k1="a", x=0.5), row(k1="", x=0.25), row(k1=LONG, x=1.0)])
+        here.check(here.moment())
+        known = len(getattr(sweep, "signatures", ()))
+        assert here.store is not None
+        for key in ("a", "", LONG, "ü\u2028"):
+            with here.store.snapshot() as snapshot:
+                snapshot.aggregates(here.store.groupings, {"k1": [key]}, here.clock.time + 5)
+        assert len(getattr(sweep, "signatures", ())) == known
+
+
+def test_a_store_of_another_boot_is_filled_anew() -> None:
+    files = [row(k1="a", a=1)]
+    with world(files=files) as here:
+        tell(here, "1", [row(k1="a")])
+        here.close()
+        (here.folder / "boot").write_text("another boot")
+        for damaged in (here.folder / "index").glob("data*"):
+            damaged.write_bytes(b"what a power cut leaves of pages that were never written" * 1000)
+        here.open()
+        assert count_of(here, "a") == 2
+        here.check(here.moment())
+        assert here.take(("1", [row(k1="a")])) == [Taken(1, True, 1)]
+
+
+def test_what_a_snapshot_lacks_became_readable_no_earlier_than_the_first_delivery_it_did_not_see() -> None:
+    with world() as here:
+        for number in range(3):
+            here.clock.time = 20 + 10 * number
+            tell(here, str(number), [row(k1="a")])
+        unseen = event_log.first_unseen(here.folder / "events", np.array([0, 1, 2, 3, 9]))
+        assert unseen.tolist() == [20, 30, 40, 2**63 - 1, 2**63 - 1]
+
+
+def test_a_replay_has_nothing_that_a_snapshot_lacks() -> None:
+    with world("append_only", replay=True) as here:
+        here.take(("1", [row(k1="a", a=12)]), ("2", [row(k1="a", a=13)]))
+        unseen = event_log.first_unseen(here.folder / "events", np.array([0, 1, 2]))
+        assert unseen.tolist() == [2**63 - 1] * 3
+
+
+def test_a_reader_that_was_killed_holds_nothing_back() -> None:
+    with world() as here:
+        here.close()
+        script = (
+            "import lmdb, os, signal, sys; reader = lmdb.open(sys.argv[1], max_dbs=8, max_readers=1024).begin();"
+            "os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        ended = subprocess.run([sys.executable, "-c", script, str(here.folder / "index")], check=False)
+        assert ended.returncode == -9
+        store = here.open()
+        assert "no active readers" in store.index._env.readers()
+
+
+WRITERS = '''
+"""Two writers of one store that are killed at random moments, again and again; forked, so that a start costs little."""
+import os, random, signal, sys, time
+from pathlib import Path
+import msgspec, pyarrow as pa
+from sameworld.asof.plan import groupings_of
+from sameworld.engines.duckdb import DuckDBEngine
+from sameworld.engines.interface import Asked, Rows
+from sameworld.stores.online import OnlineStore, Taken
+sys.path.insert(0, sys.argv[3])
+import test_online as tests
+
+folder, kills = Path(sys.argv[1]), int(sys.argv[2])
+
+def write(writer, life):
+    """Send one delivery after another; the first is the last that the life before was not told of."""
+    source = tests.counted_source()
+    store = OnlineStore(folder / "state", groupings_of(tests.counted(source)), {source.content: tests.schema_of()}, durability="process")
+    store.fill(DuckDBEngine(threads=1))
+    told = folder / f"told-{writer}"
+    number = len(told.read_text().split()) if told.exists() else 0
+    out = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    while True:
+        key = f"{writer}-{number}"
+        # the events of a key are always the same
+        taken = store.commit([store.prepare("rows", key, tests.as_events(tests.rows_of(writer, number)))])[0]
+        assert isinstance(taken, Taken), taken
+        os.write(out, f"{key}\\n".encode())
+        number += 1
+
+def start(writer, life):
+    child = os.fork()
+    if child:
+        return child
+    try:
+        write(writer, life)
+    except BaseException:
+        import traceback
+        (folder / "failed").write_text(traceback.format_exc())
+    os._exit(1)
+
+def told():
+    return sum(path.stat().st_size for path in folder.glob("told-*"))
+
+random.seed(5)
+living = {writer: start(writer, -1) for writer in (0, 1)}
+for kill in range(kills):
+    if kill % 3:  # else it may be killed while it starts
+        before, until = told(), time.monotonic() + 20
+        while told() == before and time.monotonic() < until:
+            time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.1))
+    writer = kill % 2
+    os.kill(living[writer], signal.SIGKILL)
+    os.waitpid(living.pop(writer), 0)
+    assert not (folder / "failed").exists(), (folder / "failed").read_text()
+    if kill < kills - 2:
+        living[writer] = start(writer, kill)
+'''
+
+
+def counted_source() -> sw.Source:
+    files = [row(id="f", v=0, k1="0", a=1, x=0.5)]
+    return sw.Source(
+        "rows",
+        pa.Table.from_pylist(files, schema=SCHEMA),
+        event_time="e",
+        available_at="a",
+        **NAMED["by_version"],
+    )
+
+
+def counted(source: sw.Source) -> list[Aggregate]:
+    return [source.by("k1").sum("x"), source.by("k1").count(), source.by("k2", "k1").last("n")]
+
+
+def rows_of(writer: int, number: int) -> list[Row]:
+    """A delivery's rows: a new fact, and a correction of one before that moves it."""
+    corrected = number * 7919 % (number + 1)
+    return [
+        row(id=f"{writer}-{number}", v=0, k1=str(number % 3), k2=0, x=0.1 * number, n=number, e=number),
+        row(
+            id=f"{writer}-{corrected}",
+            v=number + 1,
+            k1=str(number % 4),
+            k2=0,
+            x=0.3 * number,
+            n=number,
+            e=number,
+        ),
+    ]
+
+
+@pytest.mark.slow
+def test_what_was_acknowledged_survives_writers_killed_at_any_moment(tmp_path: Path) -> None:
+    # given two writers, killed in turn, each life going on with what the one before was not told of
+    kills = int(os.environ.get("SAMEWORLD_KILLS", "30"))
+    script = tmp_path / "writers.py"
+    script.write_text(WRITERS)
+    subprocess.run(
+        [sys.executable, str(script), str(tmp_path), str(kills), str(Path(__file__).parent)],
+        check=True,
+        timeout=240,
+    )
+    acknowledged = [key for told in tmp_path.glob("told-*") for key in told.read_text().split()]
+    assert len(acknowledged) > kills
+    # when the next one opens the store
+    source = counted_source()
+    groupings = groupings_of(counted(source))
+    store = OnlineStore(tmp_path / "state", groupings, {source.content: schema_of()}, durability="process")
+    assert not store.missing()
+    assert isinstance(store.commit([store.prepare("rows", "the last", b"[]")])[0], Taken)
+    # then everything acknowledged is in the log once, in rising order
+    log = list(event_log.deliveries(tmp_path / "state" / "events"))
+    keys = [delivery.key for _, delivery in log]
+    assert len(keys) == len(set(keys))
+    assert set(acknowledged) <= set(keys)
+    assert len(set(keys) - set(acknowledged)) <= 3  # one each writer was not told of, and the last
+    stamps = [delivery.stamp for _, delivery in log]
+    assert stamps == sorted(set(stamps))
+    # and the index has what the log says, bit for bit
+    engine = DuckDBEngine(threads=1)
+    cutover = int((tmp_path / "state" / "cutover").read_text())
+    logged = event_log.raw_rows(tmp_path / "state" / "events", {"rows": EventReader(source, schema_of())})
+    fields = {"k1": [str(k) for k in range(4)], "k2": [0] * 4}
+    with store.snapshot() as snapshot:
+        t = snapshot.moment()
+        got = snapshot.aggregates(groupings, fields, t)
+    at = np.full(4, t, np.int64)
+    rows = {source.content: Rows(source.data, cutover, logged["rows"])}
+    wanted = engine.aggregates(
+        groupings, {source.content: schema_of()}, Asked(pa.table(fields), at, at), rows=rows, world="as_of"
+    )
+    assert {name: [bits(v) for v in column.to_pylist()] for name, column in got.items()} == {
+        name: [bits(v) for v in column.to_pylist()] for name, column in wanted.items()
+    }
+    store.close()
+    engine.close()
+    print(f"{len(acknowledged)} acknowledged deliveries, {kills} kills")
