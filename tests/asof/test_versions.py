@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sameworld.asof.kernel import NEVER
+from sameworld.asof.aggregations import NEVER
 from sameworld.asof.versions import superseded_at
 
 

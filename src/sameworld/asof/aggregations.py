@@ -1,14 +1,22 @@
-"""The table of aggregations: which columns each takes, what it gives, which partials the kernel keeps for it, and its one null rule.
+"""The table of aggregations: which columns each takes, what it gives, which partial the kernel keeps for it, and how its value is read.
 
-Every engine, the online read and the oracle's tests take their list from here.
+Every engine, the online read, the check of definitions, the reference page and the tests against the oracle take their list from here. One that
+can be read from a partial that is already kept is one entry; a new partial is also a way to add a row to it (`kernel.add`) and to walk it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-# What the kernel keeps for a range of rows. COUNT: how many; SUM: an exact sum and how many; the others: which row.
-COUNT, SUM, MIN, MAX, LAST = range(5)
+import pyarrow as pa
+
+from sameworld.asof import values
+from sameworld.asof.values import Got
+
+# What the kernel keeps for a range of rows. COUNT: how many; SUM: an exact sum and how many; SQUARES: that and the exact sum of squares;
+# DISTINCT: how often each value is there; MIN, MAX: the extreme value; FIRST, LAST: which row, LATEST: which rows.
+COUNT, SUM, SQUARES, DISTINCT, MIN, MAX, FIRST, LAST, LATEST = range(9)
 
 BEGINNING = -(2**63)
 """As a window's start: all history."""
@@ -21,27 +29,43 @@ class Aggregation:
     """One aggregation.
 
     Args:
-        partial: which partial the kernel keeps.
+        partial: which partial the kernel keeps of each of its columns' inputs.
         columns: families of column types it takes; empty when it takes no column.
-        gives: the family of its value; "column" is the column's own.
-        empty: its value over no row (or over nulls only): 0 or null.
+        gives: the family of its value; "column" is the column's own, "sum" that of an exact sum of it, "list" a list of the column's.
+        empty: its value over no row (or over nulls only).
         meaning: one sentence for the docs.
+        read: partials -> values.
+        arguments: what it takes besides a column and windows.
     """
 
     partial: int
     columns: frozenset[str]
     gives: str
-    empty: int | None
+    empty: int | bool | None
     meaning: str
+    read: Callable[[Got], pa.Array]
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the order among rows of one event time can matter."""
+        return self.partial in (FIRST, LAST, LATEST)
 
 
-_NUMBERS = frozenset({"integer", "float", "boolean"})
-_ORDERED = _NUMBERS | {"instant"}
+_NUMBERS = frozenset({"integer", "float", "boolean", "decimal"})
+_ORDERED = _NUMBERS | {"instant", "text"}
+_NONE: frozenset[str] = frozenset()
 
 AGGREGATIONS: dict[str, Aggregation] = {
-    "count": Aggregation(COUNT, frozenset(), "integer", 0, "the number of rows"),
+    "count": Aggregation(COUNT, _NONE, "integer", 0, "the number of rows", values.count),
+    "exists": Aggregation(COUNT, _NONE, "boolean", False, "whether there is a row", values.exists),
     "sum": Aggregation(
-        SUM, _NUMBERS, "sum", None, "the float64 nearest to the exact sum; int64 for integers and booleans"
+        SUM,
+        _NUMBERS,
+        "sum",
+        None,
+        "the float64 nearest to the exact sum; int64 for integers and booleans, a decimal for decimals",
+        values.total,
     ),
     "mean": Aggregation(
         SUM,
@@ -49,17 +73,69 @@ AGGREGATIONS: dict[str, Aggregation] = {
         "float",
         None,
         "the float64 nearest to the exact sum, divided by the number of non-null values",
+        values.mean,
     ),
-    "min": Aggregation(MIN, _ORDERED, "column", None, "the least value; NaN is greater than every number"),
-    "max": Aggregation(MAX, _ORDERED, "column", None, "the greatest value; NaN is greater than every number"),
-    "last": Aggregation(LAST, _ORDERED | {"text"}, "column", None, "the value of the latest event"),
-    "age": Aggregation(LAST, frozenset(), "float", None, "seconds since the event time of the latest event"),
+    "var": Aggregation(
+        SQUARES,
+        _NUMBERS,
+        "float",
+        None,
+        "the float64 nearest to the exact sample variance (n - 1); null below two values",
+        values.variance,
+    ),
+    "std": Aggregation(SQUARES, _NUMBERS, "float", None, "the square root of `var`", values.deviation),
+    "ratio": Aggregation(
+        SUM,
+        _NUMBERS,
+        "float",
+        None,
+        "(sum of the column + prior * weight) / (sum of `by` + weight), each sum as `sum` gives it, 0 where it has no value; "
+        "null when that divides by zero",
+        values.ratio,
+        ("by", "prior", "weight"),
+    ),
+    "nunique": Aggregation(
+        DISTINCT, _ORDERED, "integer", 0, "the number of different non-null values", values.count
+    ),
+    "min": Aggregation(
+        MIN,
+        _ORDERED,
+        "column",
+        None,
+        "the least value; NaN is greater than every number, text is ordered by code points",
+        values.extreme,
+    ),
+    "max": Aggregation(
+        MAX,
+        _ORDERED,
+        "column",
+        None,
+        "the greatest value; NaN is greater than every number, text is ordered by code points",
+        values.extreme,
+    ),
+    "first": Aggregation(FIRST, _ORDERED, "column", None, "the value of the earliest event", values.of_row),
+    "last": Aggregation(LAST, _ORDERED, "column", None, "the value of the latest event", values.of_row),
+    "last_n": Aggregation(
+        LATEST,
+        _ORDERED,
+        "list",
+        None,
+        "the values of the latest `n` events, the latest last; null when there is none",
+        values.of_rows,
+        ("n",),
+    ),
+    "age": Aggregation(
+        LAST, _NONE, "float", None, "seconds since the event time of the latest event", values.age
+    ),
 }
 
 
 def value_family(operation: str, column_family: str | None) -> str:
     """Give the family of an aggregation's value from that of its column."""
     gives = AGGREGATIONS[operation].gives
+    family = column_family or "float"
     if gives == "sum":
-        return "float" if column_family == "float" else "integer"
-    return column_family or "float" if gives == "column" else gives
+        return "integer" if family == "boolean" else family
+    if gives == "list":
+        return f"list of {family}"
+    return family if gives == "column" else gives

@@ -13,7 +13,7 @@ import duckdb
 from sameworld.asof.aggregations import AGGREGATIONS, value_family
 from sameworld.asof.expressions import check_expression
 from sameworld.asof.request import feature_columns
-from sameworld.asof.schema import Schema, kind_of, supported
+from sameworld.asof.schema import Schema, family_of, kind_of, supported
 from sameworld.definitions.availability import AvailableColumn
 from sameworld.definitions.feature import Aggregate, Category, ClockPart, Derive, Feature, Field, Outcome
 from sameworld.definitions.label import Label
@@ -26,6 +26,7 @@ _KEYS = frozenset({"integer", "text", "boolean", "instant"})
 _NAMES = {
     "integer": "an integer",
     "float": "a float",
+    "decimal": "a decimal of up to 18 digits",
     "boolean": "a boolean",
     "text": "text",
     "instant": "a timestamp",
@@ -225,32 +226,33 @@ def _at(moments: Moments, request: Schema) -> Iterator[SameworldError]:
 
 
 def _aggregate(place: str, aggregate: Aggregate, schema: Schema) -> Iterator[SameworldError]:
-    """Whether the aggregated column is there and of a type that the aggregation takes."""
-    column, name = aggregate.column, place[0].upper() + place[1:]
-    if column is None:
-        return
-    missing = list(
-        _missing(
-            f"{name} reads source {aggregate.source.name!r}, which has",
-            f"{place}, {aggregate.operation}({column!r})",
-            column,
-            aggregate.source,
-            schema,
+    """Whether the aggregated columns are there and of types that the aggregation takes."""
+    name = place[0].upper() + place[1:]
+    for column in aggregate.columns_read:
+        if column is None:
+            continue
+        missing = list(
+            _missing(
+                f"{name} reads source {aggregate.source.name!r}, which has",
+                f"{place}, {aggregate.operation}({column!r})",
+                column,
+                aggregate.source,
+                schema,
+            )
         )
-    )
-    yield from missing
-    takes = AGGREGATIONS[aggregate.operation].columns
-    if not missing and kind_of(schema[column]) not in takes:
-        naive = kind_of(schema[column]) == "naive"
-        yield DefinitionError(
-            f"{name} takes the {aggregate.operation} of column {column!r}, which has the wrong type.",
-            where=place,
-            expected=" or ".join(_NAMES[family] for family in _NAMES if family in takes),
-            found=schema[column],
-            do="cast it to a timestamp with a time zone in the source's own query."
-            if naive and "instant" in takes
-            else "aggregate another column, or cast it in the source's own query.",
-        )
+        yield from missing
+        takes = AGGREGATIONS[aggregate.operation].columns
+        if not missing and kind_of(schema[column]) not in takes:
+            naive = kind_of(schema[column]) == "naive"
+            yield DefinitionError(
+                f"{name} takes the {aggregate.operation} of column {column!r}, which has the wrong type.",
+                where=place,
+                expected=" or ".join(_NAMES[family] for family in _NAMES if family in takes),
+                found=schema[column],
+                do="cast it to a timestamp with a time zone in the source's own query."
+                if naive and "instant" in takes
+                else "aggregate another column, or cast it in the source's own query.",
+            )
 
 
 def _keys(
@@ -296,8 +298,8 @@ def _keys(
 
 
 def _request_family(kind: str) -> str:
-    """A field's family: a naive timestamp is read as an instant, or refused on its own account."""
-    return "instant" if kind_of(kind) == "naive" else kind_of(kind)
+    """A field's family: a naive timestamp is read as an instant, or refused on its own account; a decimal is read as a float."""
+    return {"naive": "instant", "decimal": "float"}.get(kind_of(kind), kind_of(kind))
 
 
 def _field(
@@ -361,11 +363,10 @@ def _feature(
         case Aggregate():
             schema = supported(schemas[plain.source.content])
             if plain.column is None or plain.column in schema:
-                family = kind_of(schema[plain.column]) if plain.column is not None else None
-                if family is None or family in AGGREGATIONS[plain.operation].columns:
-                    yield from _value(
-                        place, value_family(plain.operation, family), categorical, of_field=False
-                    )
+                kind = schema[plain.column] if plain.column is not None else None
+                if kind is None or kind_of(kind) in AGGREGATIONS[plain.operation].columns:
+                    family = value_family(plain.operation, family_of(kind) if kind else None)
+                    yield from _value(place, family, categorical, of_field=False)
         case Derive():
             yield from _inputs(name, plain, features, moments, request)
         case _:
@@ -374,6 +375,13 @@ def _feature(
 
 def _value(place: str, family: str, categorical: bool, *, of_field: bool) -> Iterator[SameworldError]:
     name = place[0].upper() + place[1:]
+    if family.startswith("list of "):
+        yield DefinitionError(
+            f"{name} is a list, which a model cannot count with.",
+            where=place,
+            expected="a number, a boolean or a category",
+            do="keep it out of the model's features, or make numbers of it: sw.derive(function, 'NAME').",
+        )
     if family == "text" and not categorical:
         yield DefinitionError(
             f"{name} is text, which a model cannot count with.",
@@ -475,14 +483,14 @@ def _label(label: Label, schema: Schema) -> Iterator[SameworldError]:
     ):
         return  # said already
     family = value_family(
-        aggregate.operation, kind_of(schema[aggregate.column]) if aggregate.column is not None else None
+        aggregate.operation, family_of(schema[aggregate.column]) if aggregate.column is not None else None
     )
-    if family in ("text", "instant"):
+    if family in ("text", "instant") or family.startswith("list of "):
         compared = isinstance(label.outcome, Outcome)
         yield DefinitionError(
-            f"The label compares {_NAMES[family]} with a number."
+            f"The label compares {_NAMES.get(family, 'a list')} with a number."
             if compared
-            else f"The label is {_NAMES[family]}.",
+            else f"The label is {_NAMES.get(family, 'a list')}.",
             where="the label",
             expected="a number or a boolean",
             found=schema[aggregate.column or ""],

@@ -79,18 +79,18 @@ def limbs_for(lowest: int, highest: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def add_float(cell: NDArray[np.int64], bits: int, base: int) -> None:
-    """Add one float64, given as its bits, to a partial."""
-    cell[0] += 1
+def add_float(cell: NDArray[np.int64], bits: int, base: int, sign: int) -> None:
+    """Add one float64, given as its bits, to a partial (or take it away again: a sign of -1)."""
+    cell[0] += sign
     exponent = (bits >> 52) & 0x7FF
     mantissa = bits & _MANTISSA
     if exponent == 0x7FF:
         if mantissa != 0:
-            cell[1] += 1
+            cell[1] += sign
         elif bits < 0:
-            cell[3] += 1
+            cell[3] += sign
         else:
-            cell[2] += 1
+            cell[2] += sign
         return
     if exponent == 0:
         if mantissa == 0:
@@ -111,20 +111,20 @@ def add_float(cell: NDArray[np.int64], bits: int, base: int) -> None:
     second = (low >> 32) + (high & _LOW32)
     third = high >> 32
     if bits < 0:
-        first, second, third = -first, -second, -third
-    cell[limb] += first
+        sign = -sign
+    cell[limb] += sign * first
     if second != 0:
-        cell[limb + 1] += second
+        cell[limb + 1] += sign * second
     if third != 0:
-        cell[limb + 2] += third
+        cell[limb + 2] += sign * third
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def add_integer(cell: NDArray[np.int64], value: int) -> None:
-    """Add one int64 to a partial whose base is 0."""
-    cell[0] += 1
-    cell[HEADER] += value & _LOW32
-    cell[HEADER + 1] += value >> 32
+def add_integer(cell: NDArray[np.int64], value: int, sign: int) -> None:
+    """Add one int64 to a partial whose base is 0 (or take it away again: a sign of -1)."""
+    cell[0] += sign
+    cell[HEADER] += sign * (value & _LOW32)
+    cell[HEADER + 1] += sign * (value >> 32)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -1,408 +1,463 @@
-"""The sweep: the only place where a window is read. Training sets, the online read, proofs and labels all end here.
+"""The kernel: windows that slide over an entity's rows from moment to moment. Training sets, proofs and labels all end here; `entity` reads one moment.
 
-Rows come sorted by (entity, event time, available time, version, tie); their place in an entity is their rank. A row version is used at a moment when
-`available < as_of <= superseded` and its event time lies in [at + start, at + end). (Strictly before, so a row readable at the very moment is not used.)
-
-Two ways to read a range of ranks give the same partials, because every partial is exact: walk the rows of the range, or, when walking would cost too much,
-play the moments in time order against a segment tree over the ranks, in which an arrival sets its leaf and a supersession clears it. The walk has a
-budget of O((n + m) log n) steps for an entity of n rows and m moments; the tree takes over when it is spent, so that is the cost either way.
+Three families, each O(rows + moments) for every window, or a small logarithm more:
+- `slide`: what a row adds to can take it away again (counts, exact sums and squares, counts of each value), so every row enters and leaves a window once;
+- `extremes`: least and greatest values, from blocks of 16 rows, of 256 and so on, in which an arrival raises its blocks and a departure recomputes them;
+- `positions`: the first or last rows of a window that are there, skipping blocks of rows that are not.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from sameworld.asof.aggregations import BEGINNING, COUNT, LAST, MAX, MIN, NEVER, SUM
-from sameworld.asof.exact import HEADER, add_float, add_integer, exponents_of, read_float, read_integer
+from sameworld.asof.aggregations import COUNT, DISTINCT, FIRST, SQUARES, SUM
+from sameworld.asof.exact import HEADER, add_float, add_integer, read_float, read_integer
+from sameworld.asof.exact_variance import add_square_float, add_square_integer, read_variance, scratch_size
+from sameworld.asof.schedule import Schedule
 
-_WALK = 4
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def _lift(
-    op: int,
-    cell: NDArray[np.int64],
-    rank: int,
-    values: NDArray[np.int64],
-    row: int,
-    is_float: bool,
-    base: int,
-) -> None:
-    """Add one row to a partial."""
-    if op == COUNT:
-        cell[0] += 1
-    elif op == SUM:
-        if is_float:
-            add_float(cell, values[row], base)
-        else:
-            add_integer(cell, values[row])
-    elif op == LAST:
-        cell[0] = max(cell[0], rank)
-    elif op == MIN:
-        if cell[0] < 0 or values[row] < cell[1]:
-            cell[0] = rank
-            cell[1] = values[row]
-    elif cell[0] < 0 or values[row] > cell[1]:
-        cell[0] = rank
-        cell[1] = values[row]
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def _combine(op: int, cell: NDArray[np.int64], other: NDArray[np.int64]) -> None:
-    """Add another partial to a partial."""
-    if op in (COUNT, SUM):
-        for i in range(cell.shape[0]):
-            cell[i] += other[i]
-    elif op == LAST:
-        cell[0] = max(cell[0], other[0])
-    elif other[0] >= 0 and (
-        cell[0] < 0 or (op == MIN and other[1] < cell[1]) or (op == MAX and other[1] > cell[1])
-    ):
-        cell[0] = other[0]
-        cell[1] = other[1]
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def _clear(op: int, cell: NDArray[np.int64]) -> None:
-    """Make a partial that of no row."""
-    for i in range(cell.shape[0]):
-        cell[i] = 0
-    if op not in (COUNT, SUM):
-        cell[0] = -1
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def _first_at_or_after(event: NDArray[np.int64], low: int, high: int, time: int) -> int:
-    while low < high:
-        middle = (low + high) >> 1
-        if event[middle] < time:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def _edge(at: int, offset: int) -> int:
-    """`at + offset`, kept inside int64."""
-    if offset == BEGINNING:
-        return BEGINNING
-    # Asked before adding: the compiler takes it that sums do not overflow, and drops a check made after.
-    if offset < 0 and at < BEGINNING - offset:
-        return BEGINNING
-    if offset > 0 and at > NEVER - offset:
-        return NEVER
-    return at + offset
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def _walk(
-    op: int,
-    cell: NDArray[np.int64],
-    low: int,
-    high: int,
-    first: int,
-    known: int,
-    available: NDArray[np.int64],
-    superseded: NDArray[np.int64],
-    values: NDArray[np.int64],
-    valid: NDArray[Any],
-    mask: int,
-    is_float: bool,
-    base: int,
-) -> int:
-    """Add the rows of a range that count at `known` to a partial, the latest first; give how many were looked at."""
-    row = high - 1
-    while row >= low:
-        if valid[row] & mask != 0 and available[row] < known <= superseded[row]:
-            _lift(op, cell, row - first, values, row, is_float, base)
-            if op == LAST:
-                return high - row
-        row -= 1
-    return high - low
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def _write(
-    op: int,
-    cell: NDArray[np.int64],
-    first: int,
-    is_float: bool,
-    base: int,
-    limbs: NDArray[np.int64],
-    out: NDArray[np.int64],
-    out_float: NDArray[np.float64],
-    moment: int,
-    window: int,
-) -> None:
-    """Read a partial: counts as they are, rows as their number (-1: none), sums rounded once (a count of -1: beyond int64)."""
-    if op == SUM:
-        out[moment, window] = cell[0]
-        if is_float:
-            out_float[moment, window] = read_float(cell, base, limbs)
-        else:
-            total, fits = read_integer(cell, limbs)
-            # An int64 travels in the float array's bits: the caller views them.
-            out_float.view(np.int64)[moment, window] = total
-            if not fits:
-                out[moment, window] = -1
-    elif op == COUNT:
-        out[moment, window] = cell[0]
-    else:
-        out[moment, window] = cell[0] + first if cell[0] >= 0 else -1
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def _raise_leaf(op: int, tree: NDArray[np.int64], node: int) -> None:
-    """Recompute the ancestors of a leaf that changed, beginning with its parent."""
-    while node >= 1:
-        _clear(op, tree[node])
-        _combine(op, tree[node], tree[2 * node])
-        _combine(op, tree[node], tree[2 * node + 1])
-        node >>= 1
-
-
-@numba.njit(cache=True, nogil=True)
-def _sweep_tree(
-    op: int,
-    first: int,
-    stop: int,
-    begin: int,
-    end: int,
-    event: NDArray[np.int64],
-    available: NDArray[np.int64],
-    superseded: NDArray[np.int64],
-    values: NDArray[np.int64],
-    valid: NDArray[np.uint8],
-    is_float: bool,
-    base: int,
-    limb_count: int,
-    as_of: NDArray[np.int64],
-    at: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    ends: NDArray[np.int64],
-    out: NDArray[np.int64],
-    out_float: NDArray[np.float64],
-) -> None:
-    """One entity, by a segment tree over the ranks. Node 1 is the root; leaf of rank r is size + r."""
-    rows = stop - first
-    size = 1
-    while size < rows:
-        size *= 2
-    width = HEADER + limb_count if op == SUM else (2 if op in (MIN, MAX) else 1)
-    tree = np.empty((2 * size, width), np.int64)
-    for node in range(2 * size):
-        _clear(op, tree[node])
-    arrivals = np.argsort(available[first:stop])
-    leaving = np.argsort(superseded[first:stop])
-    arrived = left = 0
-    cell = np.empty(width, np.int64)
-    limbs = np.empty(max(limb_count, 1), np.int64)
-    for moment in range(begin, end):
-        known = as_of[moment]
-        while arrived < rows and available[first + arrivals[arrived]] < known:
-            rank = arrivals[arrived]
-            row = first + rank
-            arrived += 1
-            # A version superseded by now never needs to enter; nor does one that takes no part.
-            if valid[row] != 0 and superseded[row] >= known:
-                _lift(op, tree[size + rank], rank, values, row, is_float, base)
-                _raise_leaf(op, tree, (size + rank) >> 1)
-        while left < rows and superseded[first + leaving[left]] < known:
-            rank = leaving[left]
-            left += 1
-            _clear(op, tree[size + rank])
-            _raise_leaf(op, tree, (size + rank) >> 1)
-        for window in range(starts.shape[0]):
-            low = _first_at_or_after(event, first, stop, _edge(at[moment], starts[window])) - first + size
-            high = _first_at_or_after(event, first, stop, _edge(at[moment], ends[window])) - first + size
-            _clear(op, cell)
-            while low < high:
-                if low & 1:
-                    _combine(op, cell, tree[low])
-                    low += 1
-                if high & 1:
-                    high -= 1
-                    _combine(op, cell, tree[high])
-                low >>= 1
-                high >>= 1
-            _write(op, cell, first, is_float, base, limbs, out, out_float, moment, window)
-
-
-_read = numba.types.Array(numba.int64, 1, "C", readonly=True)
-_valid = numba.types.Array(numba.uint8, 1, "C", readonly=True)
-# One signature, so that whatever arrays come (Arrow's cannot be written, a store's can) there is one compiled kernel.
-_SIGNATURE = numba.void(
-    numba.int64, _read, _read, numba.int64, numba.int64, _read, _read, _read, _read, _valid, numba.boolean, numba.int64, numba.int64,
-    _read, _read, _read, _read, numba.boolean, numba.int64[:, ::1], numba.float64[:, ::1],
-)  # fmt: skip
-
-
-@numba.njit(_SIGNATURE, cache=True, nogil=True)
-def sweep(
-    op: int,
-    row_starts: NDArray[np.int64],
-    moment_starts: NDArray[np.int64],
-    first_entity: int,
-    last_entity: int,
-    event: NDArray[np.int64],
-    available: NDArray[np.int64],
-    superseded: NDArray[np.int64],
-    values: NDArray[np.int64],
-    valid: NDArray[np.uint8],
-    is_float: bool,
-    base: int,
-    limb_count: int,
-    as_of: NDArray[np.int64],
-    at: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    ends: NDArray[np.int64],
-    walk_only: bool,
-    out: NDArray[np.int64],
-    out_float: NDArray[np.float64],
-) -> None:
-    """Read every window at every moment of entities first_entity to last_entity - 1.
-
-    Args:
-        op: which partial.
-        row_starts: shape (entities + 1,), where each entity's rows begin.
-        moment_starts: shape (entities + 1,), where each entity's moments begin; moments of an entity in order of `as_of`.
-        event, available, superseded: shape (rows,), microseconds since 1970.
-        values: shape (rows,); for SUM int64 values or float64 bits, for MIN and MAX order-preserving keys.
-        valid: shape (rows,), 1 where the row counts (its value is not null, its condition holds).
-        is_float: whether SUM's values are float64 bits.
-        base, limb_count: see `exact`.
-        as_of, at: shape (moments,), the time of knowing and the time that windows refer to.
-        starts, ends: shape (windows,), offsets from `at`; BEGINNING for all history.
-        walk_only: never build a tree (one moment only: the online read).
-        out, out_float: shape (moments, windows), written.
-    """
-    window_count = starts.shape[0]
-    width = HEADER + limb_count if op == SUM else (2 if op in (MIN, MAX) else 1)
-    cell = np.empty(width, np.int64)
-    limbs = np.empty(max(limb_count, 1), np.int64)
-    for entity in range(first_entity, last_entity):
-        first, stop = row_starts[entity], row_starts[entity + 1]
-        begin, end = moment_starts[entity], moment_starts[entity + 1]
-        rows = stop - first
-        if begin == end:
-            continue
-        depth = 1
-        while (1 << depth) < rows:
-            depth += 1
-        budget = _WALK * depth * (rows + (end - begin) * window_count) if not walk_only else NEVER
-        spent = np.int64(0)
-        for moment in range(begin, end):
-            known = as_of[moment]
-            for window in range(window_count):
-                low = _first_at_or_after(event, first, stop, _edge(at[moment], starts[window]))
-                high = _first_at_or_after(event, low, stop, _edge(at[moment], ends[window]))
-                _clear(op, cell)
-                spent += _walk(
-                    op, cell, low, high, first, known, available, superseded, values, valid, 1, is_float, base
-                )
-                _write(op, cell, first, is_float, base, limbs, out, out_float, moment, window)
-            if spent > budget:
-                break
-        if spent > budget:
-            _sweep_tree(
-                op, first, stop, begin, end, event, available, superseded, values, valid, is_float, base, limb_count, as_of, at, starts, ends, out, out_float
-            )  # fmt: skip
-
-
-@numba.njit(cache=True, nogil=True)
-def order_keys(bits: NDArray[np.int64], low: int, high: int) -> NDArray[np.int64]:
-    """int64 keys in the order of normalised float64, given as their bits; only rows low to high - 1 are filled in."""
-    keys = np.empty(high, np.int64)
-    for row in range(low, high):
-        keys[row] = bits[row] ^ ((bits[row] >> 63) & np.int64(0x7FFFFFFFFFFFFFFF))
-    return keys
-
-
-# The words of a row as a store keeps it: int64 all of them, so that a run of rows is a table that is read where it lies.
-EVENT, AVAILABLE, SUPERSEDED, VERSION, TIE, FIRST_VALID = range(6)
-VALID_BITS = 62
-
-_table = numba.types.Array(numba.int64, 2, "C", readonly=True)
-_WALK_SIGNATURE = numba.void(
-    _table,
-    _read,
-    numba.int64,
-    _read,
-    _read,
-    _read,
-    _read,
-    _valid,
-    _read,
-    _read,
-    numba.int64[:, ::1],
-    numba.float64[:, ::1],
+_words = numba.types.Array(numba.int64, 1, "C", readonly=True)
+_flags = numba.types.Array(numba.uint8, 1, "C", readonly=True)
+_ranks = numba.int32[::1]
+_schedule = numba.types.NamedTuple(
+    [numba.int64[::1], numba.int64[::1], _ranks, _ranks, _ranks, _ranks, numba.int32[:, ::1]], Schedule
 )
 
 
-@numba.njit(_WALK_SIGNATURE, cache=True, nogil=True)
-def read_entities(
-    rows: NDArray[np.int64],
-    row_starts: NDArray[np.int64],
-    t: int,
-    ops: NDArray[np.int64],
-    valid_columns: NDArray[np.int64],
-    masks: NDArray[np.int64],
-    value_columns: NDArray[np.int64],
-    are_floats: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    ends: NDArray[np.int64],
-    out: NDArray[np.int64],
-    out_float: NDArray[np.float64],
+_COMMON = (numba.int64, _schedule, numba.int64, numba.int64, _words, _flags, _words, _words)
+
+
+@numba.njit(cache=True, nogil=True)
+def add(
+    op: int,
+    cell: NDArray[np.int64],
+    word: int,
+    is_float: bool,
+    base: int,
+    sum_limbs: int,
+    sign: int,
 ) -> None:
-    """Read several windows of several entities at one moment, walking their rows where they lie.
+    """Add one row to a partial, or take it away again (a sign of -1). For DISTINCT the word is a small code and cell[1 + code] its count."""
+    if op == COUNT:
+        cell[0] += sign
+    elif op == DISTINCT:
+        before = cell[1 + word]
+        cell[1 + word] = before + sign
+        if before + min(sign, 0) == 0:  # the first to come or the last to go
+            cell[0] += sign
+    else:
+        if is_float:
+            add_float(cell, word, base, sign)
+        else:
+            add_integer(cell, word, sign)
+        if op == SQUARES:
+            if is_float:
+                add_square_float(cell, HEADER + sum_limbs, word, base, sign)
+            else:
+                add_square_integer(cell, HEADER + sum_limbs, word, sign)
+
+
+@numba.njit(cache=True, nogil=True)
+def read(
+    op: int,
+    cell: NDArray[np.int64],
+    is_float: bool,
+    base: int,
+    sum_limbs: int,
+    square_limbs: int,
+    scratch: NDArray[np.int64],
+    number: NDArray[np.float64],
+) -> tuple[int, int]:
+    """Read a partial: how many rows (an integer sum beyond int64: -1), and the word of its sum or variance.
 
     Args:
-        rows: shape (rows, words), each entity's in order; see EVENT and what follows it.
-        row_starts: shape (entities + 1,).
-        t: the moment.
-        ops, valid_columns, masks, value_columns, are_floats, starts, ends: shape (reads,), what to read: the partial, the word and bit that say
-            whether a row takes part, the word of its value, whether that is a float64's bits, and the window.
-        out, out_float: shape (entities, reads), written.
+        scratch: shape (scratch_size(sum_limbs, square_limbs),).
+        number: shape (1,), scratch.
     """
-    event, available, superseded = rows[:, EVENT], rows[:, AVAILABLE], rows[:, SUPERSEDED]
-    for entity in range(row_starts.shape[0] - 1):
-        first, stop = row_starts[entity], row_starts[entity + 1]
-        for read in range(ops.shape[0]):
-            op, mask, is_float = ops[read], masks[read], are_floats[read] != 0
-            values, valid = rows[:, value_columns[read]], rows[:, valid_columns[read]]
-            low = _first_at_or_after(event, first, stop, _edge(t, starts[read]))
-            high = _first_at_or_after(event, low, stop, _edge(t, ends[read]))
-            base, limb_count = 0, 3
-            if op == SUM and is_float:
-                base, highest = exponents_of(values, valid, mask, low, high)
-                limb_count = (highest - base + 32) // 32 + 2
-            cell = np.empty(HEADER + limb_count, np.int64)
-            _clear(op, cell)
-            if is_float and op in (MIN, MAX):
-                _walk(
-                    op,
-                    cell,
-                    low,
-                    high,
-                    first,
-                    t,
-                    available,
-                    superseded,
-                    order_keys(values, low, high),
-                    valid,
-                    mask,
-                    is_float,
-                    base,
+    if op == SQUARES:
+        number[0] = read_variance(cell, base, sum_limbs, square_limbs, scratch)
+        return cell[0], number.view(np.int64)[0]
+    if op == SUM and is_float:
+        number[0] = read_float(cell, base, scratch[:sum_limbs])
+        return cell[0], number.view(np.int64)[0]
+    if op == SUM:
+        total, fits = read_integer(cell, scratch[:sum_limbs])
+        return (cell[0] if fits else -1), total
+    return cell[0], 0
+
+
+@numba.njit(
+    numba.void(*_COMMON, numba.boolean, numba.int64, numba.int64, numba.int64, _words, numba.int64[:, ::1], numba.int64[:, ::1]),
+    cache=True, nogil=True,
+)  # fmt: skip
+def slide(
+    op: int,
+    schedule: Schedule,
+    first_entity: int,
+    last_entity: int,
+    words: NDArray[np.int64],
+    valid: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    is_float: bool,
+    base: int,
+    sum_limbs: int,
+    square_limbs: int,
+    distinct: NDArray[np.int64],
+    out: NDArray[np.int64],
+    out_words: NDArray[np.int64],
+) -> None:
+    """Counts, exact sums, squares and distinct counts of every window at every moment of entities first_entity to last_entity - 1.
+
+    Args:
+        op: COUNT, SUM, SQUARES or DISTINCT.
+        words: shape (rows,), see `InputColumn`; for DISTINCT small codes, each entity's from 0; empty for COUNT.
+        valid: shape (rows,), 1 where the row takes part.
+        starts, ends: shape (windows,), which of the schedule's edges each window begins and ends at.
+        is_float: whether words are float64's bits.
+        base, sum_limbs, square_limbs: see `exact` and `exact_variance`.
+        distinct: DISTINCT: shape (entities,), how many codes each has; else empty.
+        out, out_words: shape (moments, windows), written; see `read`. `out_words` is empty for COUNT and DISTINCT.
+    """
+    windows = starts.shape[0]
+    longest, most = 0, 0
+    for entity in range(first_entity, last_entity):
+        longest = max(longest, schedule.row_starts[entity + 1] - schedule.row_starts[entity])
+        if op == DISTINCT:
+            most = max(most, distinct[entity])
+    width = 1 + most if op == DISTINCT else HEADER + sum_limbs + square_limbs
+    cells = np.zeros((windows, width), np.int64)
+    lows, highs = np.zeros(windows, np.int64), np.zeros(windows, np.int64)
+    there = np.zeros(longest, np.uint8)
+    scratch = np.empty(scratch_size(sum_limbs, square_limbs), np.int64)
+    number = np.empty(1, np.float64)
+    for entity in range(first_entity, last_entity):
+        first, stop = schedule.row_starts[entity], schedule.row_starts[entity + 1]
+        begin, end = schedule.moment_starts[entity], schedule.moment_starts[entity + 1]
+        if begin == end:
+            continue
+        there[: stop - first] = 0
+        cells[:, : (1 + distinct[entity] if op == DISTINCT else width)] = 0
+        lows[:] = 0
+        highs[:] = 0
+        come = gone = 0
+        for moment in range(begin, end):
+            while come < schedule.arrived[moment]:
+                rank = schedule.arriving[first + come]
+                come += 1
+                if valid[first + rank] != 0:
+                    there[rank] = 1
+                    word = words[first + rank] if op != COUNT else 0
+                    for w in range(windows):
+                        if lows[w] <= rank < highs[w]:
+                            add(op, cells[w], word, is_float, base, sum_limbs, 1)
+            if schedule.left.shape[0]:
+                while gone < schedule.left[moment]:
+                    rank = schedule.leaving[first + gone]
+                    gone += 1
+                    if there[rank] != 0:
+                        there[rank] = 0
+                        word = words[first + rank] if op != COUNT else 0
+                        for w in range(windows):
+                            if lows[w] <= rank < highs[w]:
+                                add(op, cells[w], word, is_float, base, sum_limbs, -1)
+            for w in range(windows):
+                low, high = schedule.edges[starts[w], moment], schedule.edges[ends[w], moment]
+                if (low >= highs[w] or high <= lows[w]) and op != DISTINCT:
+                    cells[w, :] = 0
+                    lows[w] = highs[w] = low
+                while highs[w] < high:
+                    if there[highs[w]] != 0:
+                        word = words[first + highs[w]] if op != COUNT else 0
+                        add(op, cells[w], word, is_float, base, sum_limbs, 1)
+                    highs[w] += 1
+                while lows[w] > low:
+                    lows[w] -= 1
+                    if there[lows[w]] != 0:
+                        word = words[first + lows[w]] if op != COUNT else 0
+                        add(op, cells[w], word, is_float, base, sum_limbs, 1)
+                while highs[w] > high:
+                    highs[w] -= 1
+                    if there[highs[w]] != 0:
+                        word = words[first + highs[w]] if op != COUNT else 0
+                        add(op, cells[w], word, is_float, base, sum_limbs, -1)
+                while lows[w] < low:
+                    if there[lows[w]] != 0:
+                        word = words[first + lows[w]] if op != COUNT else 0
+                        add(op, cells[w], word, is_float, base, sum_limbs, -1)
+                    lows[w] += 1
+                count, read_word = read(
+                    op, cells[w], is_float, base, sum_limbs, square_limbs, scratch, number
                 )
-            else:
-                _walk(
-                    op, cell, low, high, first, t, available, superseded, values, valid, mask, is_float, base
+                out[moment, w] = count
+                if out_words.shape[0]:
+                    out_words[moment, w] = read_word
+
+
+_BITS = 4
+
+
+_BLOCK = 1 << _BITS
+
+
+@numba.njit(cache=True, nogil=True)
+def _levels(rows: int) -> tuple[NDArray[np.int64], int]:
+    """Give where each level of blocks begins, and how many blocks there are in all. Level 0 are the rows themselves."""
+    begins = np.zeros(18, np.int64)
+    size, total, level = rows, 0, 1
+    while size > 1 and level < 17:
+        size = (size + _BLOCK - 1) >> _BITS
+        begins[level] = total
+        total += size
+        level += 1
+    begins[level] = total
+    return begins, total
+
+
+@numba.njit(cache=True, nogil=True)
+def _scan(
+    level: int, low: int, high: int, first: int, keys: NDArray[np.int64], flip: int, there: NDArray[np.uint8],
+    begins: NDArray[np.int64], best: NDArray[np.int64], some: NDArray[np.uint8], found: int, key: int,
+) -> tuple[int, int]:  # fmt: skip
+    """Take the greatest key of blocks low to high - 1 of a level into (found, key)."""
+    if level == 0:
+        for i in range(low, high):
+            if there[i] != 0 and (found == 0 or (keys[first + i] ^ flip) > key):
+                found, key = 1, keys[first + i] ^ flip
+    else:
+        for i in range(begins[level] + low, begins[level] + high):
+            if some[i] != 0 and (found == 0 or best[i] > key):
+                found, key = 1, best[i]
+    return found, key
+
+
+@numba.njit(cache=True, nogil=True)
+def _greatest(
+    low: int, high: int, first: int, keys: NDArray[np.int64], flip: int, there: NDArray[np.uint8],
+    begins: NDArray[np.int64], best: NDArray[np.int64], some: NDArray[np.uint8],
+) -> tuple[int, int]:  # fmt: skip
+    """Give whether there is a row among ranks low to high - 1, and the greatest key."""
+    found, key, level = 0, np.int64(0), 0
+    while low < high:
+        whole_low, whole_high = (low + _BLOCK - 1) >> _BITS, high >> _BITS
+        if whole_low >= whole_high:
+            return _scan(level, low, high, first, keys, flip, there, begins, best, some, found, key)
+        found, key = _scan(
+            level, low, whole_low << _BITS, first, keys, flip, there, begins, best, some, found, key
+        )
+        found, key = _scan(
+            level, whole_high << _BITS, high, first, keys, flip, there, begins, best, some, found, key
+        )
+        low, high = whole_low, whole_high
+        level += 1
+    return found, key
+
+
+@numba.njit(cache=True, nogil=True)
+def _lower(
+    rank: int, rows: int, first: int, keys: NDArray[np.int64], flip: int, there: NDArray[np.uint8],
+    begins: NDArray[np.int64], best: NDArray[np.int64], some: NDArray[np.uint8],
+) -> None:  # fmt: skip
+    """Recompute the blocks of a row that left."""
+    size, level, block = rows, 1, rank >> _BITS
+    while size > 1:
+        low, high = block << _BITS, min((block + 1) << _BITS, size)
+        found, key = _scan(level - 1, low, high, first, keys, flip, there, begins, best, some, 0, np.int64(0))
+        size = (size + _BLOCK - 1) >> _BITS
+        at = begins[level] + block
+        some[at] = found
+        best[at] = key
+        level += 1
+        block >>= _BITS
+
+
+@numba.njit(
+    numba.void(*_COMMON, numba.boolean, numba.int64[:, ::1], numba.int64[:, ::1]), cache=True, nogil=True
+)  # fmt: skip
+def extremes(
+    op: int,
+    schedule: Schedule,
+    first_entity: int,
+    last_entity: int,
+    keys: NDArray[np.int64],
+    valid: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    least: bool,
+    out: NDArray[np.int64],
+    out_words: NDArray[np.int64],
+) -> None:
+    """The greatest (or least) key of every window at every moment of entities first_entity to last_entity - 1.
+
+    Args:
+        op: MIN or MAX; not used, `least` says it.
+        keys: shape (rows,), in the order of the values.
+        least: whether the least key is wanted.
+        out, out_words: shape (moments, windows), written: 1 where there is one, 0 where not; and the key.
+        Others: as in `slide`.
+    """
+    windows = starts.shape[0]
+    longest = 0
+    for entity in range(first_entity, last_entity):
+        longest = max(longest, schedule.row_starts[entity + 1] - schedule.row_starts[entity])
+    there = np.zeros(longest, np.uint8)
+    _, most = _levels(longest)
+    best = np.zeros(most, np.int64)
+    some = np.zeros(most, np.uint8)
+    flip = np.int64(-1) if least else np.int64(0)  # ~key turns the order round
+    for entity in range(first_entity, last_entity):
+        first, stop = schedule.row_starts[entity], schedule.row_starts[entity + 1]
+        begin, end = schedule.moment_starts[entity], schedule.moment_starts[entity + 1]
+        if begin == end:
+            continue
+        rows = stop - first
+        begins, total = _levels(rows)
+        there[:rows] = 0
+        some[:total] = 0
+        come = gone = 0
+        for moment in range(begin, end):
+            while come < schedule.arrived[moment]:
+                rank = np.int64(schedule.arriving[first + come])
+                come += 1
+                if valid[first + rank] == 0:
+                    continue
+                there[rank] = 1
+                key = keys[first + rank] ^ flip
+                size, level, block = rows, 1, rank >> _BITS
+                while size > 1:
+                    size = (size + _BLOCK - 1) >> _BITS
+                    at = begins[level] + block
+                    if some[at] != 0 and best[at] >= key:
+                        break
+                    some[at] = 1
+                    best[at] = key
+                    level += 1
+                    block >>= _BITS
+            if schedule.left.shape[0]:
+                while gone < schedule.left[moment]:
+                    rank = np.int64(schedule.leaving[first + gone])
+                    gone += 1
+                    if there[rank] != 0:
+                        there[rank] = 0
+                        _lower(rank, rows, first, keys, flip, there, begins, best, some)
+            for w in range(windows):
+                low, high = (
+                    np.int64(schedule.edges[starts[w], moment]),
+                    np.int64(schedule.edges[ends[w], moment]),
                 )
-            _write(
-                op, cell, first, is_float, base, np.empty(limb_count, np.int64), out, out_float, entity, read
-            )
+                found, key = _greatest(low, high, first, keys, flip, there, begins, best, some)
+                out[moment, w] = found
+                out_words[moment, w] = key ^ flip
+
+
+_SHIFT = 6
+
+
+@numba.njit(cache=True, nogil=True)
+def _previous(
+    there: NDArray[np.uint8], few: NDArray[np.int32], many: NDArray[np.int32], low: int, high: int
+) -> int:
+    """Give the last of ranks low to high - 1 that is there; -1 when none is."""
+    at = high - 1
+    while at >= low:
+        if there[at] != 0:
+            return at
+        if few[at >> _SHIFT] != 0:
+            at -= 1
+        elif many[at >> (2 * _SHIFT)] != 0:
+            at = ((at >> _SHIFT) << _SHIFT) - 1
+        else:
+            at = ((at >> (2 * _SHIFT)) << (2 * _SHIFT)) - 1
+    return -1
+
+
+@numba.njit(cache=True, nogil=True)
+def _next(
+    there: NDArray[np.uint8], few: NDArray[np.int32], many: NDArray[np.int32], low: int, high: int
+) -> int:
+    """Give the first of ranks low to high - 1 that is there; -1 when none is."""
+    at = low
+    while at < high:
+        if there[at] != 0:
+            return at
+        if few[at >> _SHIFT] != 0:
+            at += 1
+        elif many[at >> (2 * _SHIFT)] != 0:
+            at = ((at >> _SHIFT) + 1) << _SHIFT
+        else:
+            at = ((at >> (2 * _SHIFT)) + 1) << (2 * _SHIFT)
+    return -1
+
+
+@numba.njit(numba.void(*_COMMON, numba.int64, numba.int64[:, ::1]), cache=True, nogil=True)
+def positions(
+    op: int,
+    schedule: Schedule,
+    first_entity: int,
+    last_entity: int,
+    words: NDArray[np.int64],
+    valid: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    wanted: int,
+    out: NDArray[np.int64],
+) -> None:
+    """The first row, or the last ones, of every window at every moment of entities first_entity to last_entity - 1.
+
+    Args:
+        op: FIRST, LAST or LATEST.
+        words: not used.
+        wanted: how many rows.
+        out: shape (moments, windows * wanted), written: rows, -1 where there is none; the latest first.
+        Others: as in `slide`.
+    """
+    windows = starts.shape[0]
+    longest = 0
+    for entity in range(first_entity, last_entity):
+        longest = max(longest, schedule.row_starts[entity + 1] - schedule.row_starts[entity])
+    there = np.zeros(longest, np.uint8)
+    few = np.zeros((longest >> _SHIFT) + 1, np.int32)
+    many = np.zeros((longest >> (2 * _SHIFT)) + 1, np.int32)
+    for entity in range(first_entity, last_entity):
+        first, stop = schedule.row_starts[entity], schedule.row_starts[entity + 1]
+        begin, end = schedule.moment_starts[entity], schedule.moment_starts[entity + 1]
+        if begin == end:
+            continue
+        rows = stop - first
+        there[:rows] = 0
+        few[: (rows >> _SHIFT) + 1] = 0
+        many[: (rows >> (2 * _SHIFT)) + 1] = 0
+        come = gone = 0
+        for moment in range(begin, end):
+            while come < schedule.arrived[moment]:
+                rank = schedule.arriving[first + come]
+                come += 1
+                if valid[first + rank] != 0:
+                    there[rank] = 1
+                    few[rank >> _SHIFT] += 1
+                    many[rank >> (2 * _SHIFT)] += 1
+            if schedule.left.shape[0]:
+                while gone < schedule.left[moment]:
+                    rank = schedule.leaving[first + gone]
+                    gone += 1
+                    if there[rank] != 0:
+                        there[rank] = 0
+                        few[rank >> _SHIFT] -= 1
+                        many[rank >> (2 * _SHIFT)] -= 1
+            for w in range(windows):
+                low, high = (
+                    np.int64(schedule.edges[starts[w], moment]),
+                    np.int64(schedule.edges[ends[w], moment]),
+                )
+                for k in range(wanted):
+                    if op == FIRST:
+                        low = _next(there, few, many, low, high)
+                        rank = low
+                    else:
+                        high = _previous(there, few, many, low, high)
+                        rank = high
+                    out[moment, w * wanted + k] = rank + first if rank >= 0 else -1
+                    if rank < 0:
+                        out[moment, w * wanted + k : (w + 1) * wanted] = -1
+                        break

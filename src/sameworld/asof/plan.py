@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import BEGINNING
-from sameworld.asof.schema import Schema, kind_of
+from sameworld.asof.schema import Schema, family_of
 from sameworld.definitions.feature import Aggregate, Category, Feature
 from sameworld.definitions.hashing import content_hash
 from sameworld.definitions.source import Source
@@ -26,15 +26,16 @@ class Input:
 
     def family(self, schema: Schema) -> str | None:
         """The family of the value's type; None for an input that only counts rows."""
-        return kind_of(schema[self.column]) if self.column is not None else None
+        return family_of(schema[self.column]) if self.column is not None else None
 
 
 @dataclass(frozen=True)
 class Read:
-    """One aggregation of one input over one or several windows, each with the name of its column."""
+    """One aggregation of one input (or two) over one or several windows, each with the name of its column."""
 
     operation: str
-    input: int
+    inputs: tuple[int, ...]
+    arguments: tuple[str | int | float, ...]
     windows: tuple[Window, ...]
     names: tuple[str, ...]
 
@@ -77,32 +78,38 @@ def aggregates_of(features: Iterable[Feature]) -> list[Aggregate]:
 def groupings_of(aggregates: Iterable[Aggregate]) -> tuple[Grouping, ...]:
     """Share sorted rows, inputs and reads between aggregates; the result does not depend on their order."""
     sources: dict[tuple[str, tuple[str, ...]], Source] = {}
-    wanted: dict[tuple[str, tuple[str, ...]], dict[tuple[Input, str], set[tuple[Window, str]]]] = {}
+    wanted: dict[tuple[str, tuple[str, ...]], dict[_Wanted, set[tuple[Window, str]]]] = {}
     for aggregate in aggregates:
         place = (aggregate.source.content, aggregate.keys)
         sources.setdefault(place, aggregate.source)
+        inputs = tuple(Input(aggregate.where, column) for column in aggregate.columns_read)
         reads = wanted.setdefault(place, {})
-        read = (Input(aggregate.where, aggregate.column), aggregate.operation)
+        read = (aggregate.operation, inputs, aggregate.arguments)
         reads.setdefault(read, set()).update(zip(aggregate.windows, aggregate.columns, strict=True))
-    result: list[Grouping] = []
-    for place in sorted(wanted):
-        inputs = sorted(
-            {item for item, _ in wanted[place]}, key=lambda i: (i.condition or "", i.column or "")
-        )
-        reads = tuple(
+    return tuple(_grouping(sources[place], place[1], wanted[place]) for place in sorted(wanted))
+
+
+_Wanted = tuple[str, tuple[Input, ...], tuple[str | int | float, ...]]
+
+
+def _grouping(
+    source: Source, keys: tuple[str, ...], wanted: Mapping[_Wanted, set[tuple[Window, str]]]
+) -> Grouping:
+    inputs = sorted(
+        {item for _, items, _ in wanted for item in items}, key=lambda i: (i.condition or "", i.column or "")
+    )
+    reads: list[Read] = []
+    for (operation, items, arguments), windows in wanted.items():
+        ordered = sorted(windows, key=lambda w: w[1])
+        places = tuple(inputs.index(item) for item in items)
+        reads.append(
             Read(
-                operation,
-                inputs.index(item),
-                tuple(w for w, _ in ordered),
-                tuple(name for _, name in ordered),
+                operation, places, arguments, tuple(w for w, _ in ordered), tuple(name for _, name in ordered)
             )
-            for (item, operation), windows in sorted(
-                wanted[place].items(), key=lambda r: (inputs.index(r[0][0]), r[0][1])
-            )
-            for ordered in [sorted(windows, key=lambda w: w[1])]
         )
-        result.append(Grouping(sources[place], place[1], tuple(inputs), reads))
-    return tuple(result)
+    return Grouping(
+        source, keys, tuple(inputs), tuple(sorted(reads, key=lambda r: (r.inputs, r.operation, r.names)))
+    )
 
 
 def narrowed(groupings: Iterable[Grouping], aggregates: Iterable[Aggregate]) -> tuple[Grouping, ...]:
@@ -119,7 +126,13 @@ def narrowed(groupings: Iterable[Grouping], aggregates: Iterable[Aggregate]) -> 
             ]
             if kept:
                 reads.append(
-                    Read(read.operation, read.input, tuple(w for w, _ in kept), tuple(n for _, n in kept))
+                    Read(
+                        read.operation,
+                        read.inputs,
+                        read.arguments,
+                        tuple(w for w, _ in kept),
+                        tuple(n for _, n in kept),
+                    )
                 )
         if reads:
             result.append(Grouping(grouping.source, grouping.keys, grouping.inputs, tuple(reads)))

@@ -1,40 +1,37 @@
-"""Sorted rows -> the values of a grouping's reads. Engines call it with millions of rows, the server with one entity's."""
+"""Sorted rows -> the values of a grouping's reads, at millions of moments. `entity` reads one moment for the server; both end in `values`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sameworld.asof import exact
-from sameworld.asof.aggregations import AGGREGATIONS, COUNT, SUM, value_family
-from sameworld.asof.kernel import EVENT, FIRST_VALID, VALID_BITS, order_keys, read_entities, sweep
+from sameworld.asof import exact, kernel
+from sameworld.asof.aggregations import (
+    AGGREGATIONS,
+    COUNT,
+    DISTINCT,
+    FIRST,
+    LAST,
+    LATEST,
+    MAX,
+    MIN,
+    SQUARES,
+    SUM,
+)
+from sameworld.asof.codes import local_codes
+from sameworld.asof.columns import NO_WORDS, InputColumn
+from sameworld.asof.exact_variance import square_limbs_for
 from sameworld.asof.plan import Read
-from sameworld.asof.schema import VALUE_TYPES
-from sameworld.errors import AsOfError
+from sameworld.asof.schedule import Schedule, schedule_entities
+from sameworld.asof.threads import Threads
+from sameworld.asof.values import Got, as_float
 
-_NO_VALUES = np.zeros(1, np.int64)
-_NO_VALID = np.zeros(0, np.uint8)
-
-
-@dataclass
-class InputColumn:
-    """One input of sorted rows.
-
-    Args:
-        family: the family of its values; None for an input that only counts rows.
-        values: shape (rows,); int64 for integers, booleans and instants, float64 for floats, objects for text; None when family is.
-        valid: shape (rows,), uint8: 1 where the row takes part.
-    """
-
-    family: str | None
-    values: NDArray[np.generic] | None
-    valid: NDArray[np.uint8]
+_NO_OUT = np.zeros((0, 0), np.int64)
+INTEGER_LIMBS, INTEGER_SQUARE_LIMBS = 3, 6
 
 
 @dataclass
@@ -43,7 +40,8 @@ class SortedRows:
 
     Args:
         starts: shape (entities + 1,), where each entity's rows begin.
-        event, available, superseded: shape (rows,), microseconds since 1970.
+        event, available: shape (rows,), microseconds since 1970.
+        superseded: the same; empty when none ever is.
         inputs: the grouping's inputs, in its order.
     """
 
@@ -51,25 +49,57 @@ class SortedRows:
     event: NDArray[np.int64]
     available: NDArray[np.int64]
     superseded: NDArray[np.int64]
-    inputs: list[InputColumn]
+    inputs: Sequence[InputColumn]
 
 
-def normalised(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give floats their one form: -0.0 becomes 0.0, every NaN the same NaN."""
-    result = values + 0.0
-    lost = np.isnan(result)
-    if lost.any():
-        result[lost] = np.nan
-    return result
+@dataclass(frozen=True)
+class _Kept:
+    """A partial of an input over several windows, as the kernel gives it."""
+
+    out: NDArray[np.int64]
+    words: NDArray[np.int64]
 
 
-def _order_keys(column: InputColumn) -> NDArray[np.int64]:
-    """int64 keys in the order of the values; NaN is the greatest."""
-    assert column.values is not None
-    if column.family != "float":
-        return column.values.astype(np.int64, copy=False)
-    bits = normalised(column.values.astype(np.float64, copy=False)).view(np.int64)
-    return order_keys(bits, 0, bits.shape[0])
+Partial = tuple[int, int, int]
+"""What the kernel keeps, of which input, and how many rows it gives."""
+
+
+def partials_of(read: Read) -> list[Partial]:
+    """Give the partials that a read needs, one an input."""
+    partial = AGGREGATIONS[read.operation].partial
+    return [(partial, item, int(read.arguments[0]) if partial == LATEST else 1) for item in read.inputs]
+
+
+def words_for(partial: int, column: InputColumn) -> tuple[NDArray[np.int64], bool]:
+    """Give an input's words as a partial takes them, and whether they are float64's bits."""
+    if partial in (MIN, MAX) and column.is_float:
+        return _turned(column.words), True
+    if partial == SQUARES and column.family is not None and column.family.startswith("decimal"):
+        return as_float(column.family, column.words).view(np.int64), True
+    return column.words, column.is_float
+
+
+def _turned(words: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64 keys in the order of normalised float64 (NaN the greatest), and the way back."""
+    return words ^ ((words >> 63) & np.int64(0x7FFFFFFFFFFFFFFF))
+
+
+def got_of(
+    read: Read,
+    inputs: Sequence[InputColumn],
+    kept: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    event: NDArray[np.int64],
+    at: NDArray[np.int64],
+) -> pa.Array:
+    """Give a read's values over one window from what was kept of it (rows or counts, and words), one an input."""
+    made: Got | None = None
+    partial = AGGREGATIONS[read.operation].partial
+    for item, (out, words) in reversed(list(zip(read.inputs, kept, strict=True))):
+        column = inputs[item]
+        turned = _turned(words) if partial in (MIN, MAX) and column.is_float else words
+        made = Got(read.operation, column, out, turned, event, at, read.arguments, made)
+    assert made is not None
+    return AGGREGATIONS[read.operation].read(made)
 
 
 def read_windows(
@@ -80,7 +110,7 @@ def read_windows(
     at: NDArray[np.int64],
     *,
     places: NDArray[np.int64] | None = None,
-    threads: int = 1,
+    run: Threads,
 ) -> dict[str, pa.Array]:
     """Give every window of every read at every moment.
 
@@ -88,9 +118,9 @@ def read_windows(
         reads: the grouping's reads.
         rows: its rows.
         moment_starts: shape (entities + 1,), where each entity's moments begin.
-        as_of, at: shape (moments,), sorted by (entity, as_of).
+        as_of, at: shape (moments,), sorted by (entity, as_of, at).
         places: which of these moments each value of the result is of; by default each once, in their order.
-        threads: how many entities' ranges to sweep at a time.
+        run: threads.
 
     Returns:
         Column name -> array of shape (moments,), or as long as `places`.
@@ -99,193 +129,134 @@ def read_windows(
         AsOfError: an integer sum does not fit int64.
     """
     result: dict[str, pa.Array] = {}
-    row_starts, event, available, superseded = rows.starts, rows.event, rows.available, rows.superseded
-    for read in reads:
-        column = rows.inputs[read.input]
-        valid = column.valid
-        aggregation = AGGREGATIONS[read.operation]
-        base = limb_count = 0
-        is_float = column.family == "float"
-        values = _NO_VALUES
-        if aggregation.partial == SUM:
-            assert column.values is not None
-            if is_float:
-                values = normalised(column.values.astype(np.float64, copy=False)).view(np.int64)
-                base, highest = exact.exponent_range(values, valid)
-                limb_count = exact.limbs_for(base, highest)
-            else:
-                values, limb_count = column.values.astype(np.int64, copy=False), 3
-        elif read.operation in ("min", "max"):
-            values = _order_keys(column)
-        starts, ends = read.edges
-        out = np.empty((at.shape[0], len(read.windows)), np.int64)
-        out_float = np.empty(
-            (at.shape[0] if aggregation.partial == SUM else 0, len(read.windows)), np.float64
-        )
-
-        about = (event, available, superseded, values, valid, is_float, base, limb_count)
-        asked = (as_of, at, starts, ends, at.shape[0] == 1, out, out_float)
-        _sweep_all(aggregation.partial, row_starts, moment_starts, (*about, *asked), threads)
-        if places is not None:
-            out, out_float = out[places], out_float[places] if aggregation.partial == SUM else out_float
-        asked_at = at if places is None else at[places]
-        for number, name in enumerate(read.names):
-            result[name] = _value(
-                read.operation, column, event, asked_at, out[:, number], out_float[:, number]
-            )
+    if not reads:
+        return result
+    offsets = np.unique(np.concatenate([edge for read in reads for edge in read.edges]))
+    schedule = _schedule(rows, moment_starts, as_of, at, offsets, run)
+    asked_at = at if places is None else at[places]
+    for partial, sharing in _shared(reads).items():
+        spans = sorted({span for read in sharing for span in zip(*read.edges, strict=True)})
+        kept = [
+            _keep(item, rows, schedule, offsets, spans, run)
+            for item in ((partial[0], number, partial[2]) for number in partial[1])
+        ]
+        for read in sharing:
+            for name, span in zip(read.names, zip(*read.edges, strict=True), strict=True):
+                window = spans.index(span)
+                taken = [_window(one, window, partial, places) for one in kept]
+                result[name] = got_of(read, rows.inputs, taken, rows.event, asked_at)
     return result
 
 
-class Words:
-    """Where the inputs of a grouping are in a row of words, as a store keeps it; see `kernel.read_entities`.
-
-    Args:
-        families: of the inputs' types; None for an input that only counts rows.
-    """
-
-    def __init__(self, families: Sequence[str | None]) -> None:
-        self.families = list(families)
-        self.valid = [
-            (FIRST_VALID + number // VALID_BITS, 1 << number % VALID_BITS) for number in range(len(families))
-        ]
-        after = FIRST_VALID + (len(families) + VALID_BITS - 1) // VALID_BITS
-        self.values: list[int] = []
-        for family in families:
-            self.values.append(after if family not in (None, "text") else 0)
-            after += family not in (None, "text")
-        self.width = after
+def _shared(reads: Iterable[Read]) -> dict[tuple[int, tuple[int, ...], int], list[Read]]:
+    """Group reads that can be read from the same partials: a sum and a mean, a last value and an age."""
+    groups: dict[tuple[int, tuple[int, ...], int], list[Read]] = {}
+    for read in reads:
+        partials = partials_of(read)
+        groups.setdefault((partials[0][0], read.inputs, partials[0][2]), []).append(read)
+    return groups
 
 
-class EntityReads:
-    """The reads of a grouping, laid out once for the kernel.
-
-    Args:
-        reads: the grouping's.
-        words: where its inputs are.
-    """
-
-    def __init__(self, reads: Sequence[Read], words: Words) -> None:
-        each = [
-            (read, name, start, end)
-            for read in reads
-            for name, start, end in zip(read.names, *read.edges, strict=True)
-        ]
-        self._words = words
-        self._names = [(name, read.operation, read.input) for read, name, _, _ in each]
-        self._ops = np.array([AGGREGATIONS[read.operation].partial for read, *_ in each], np.int64)
-        self._valid = np.array([words.valid[read.input][0] for read, *_ in each], np.int64)
-        self._masks = np.array([words.valid[read.input][1] for read, *_ in each], np.int64)
-        self._values = np.array([words.values[read.input] for read, *_ in each], np.int64)
-        self._floats = np.array([words.families[read.input] == "float" for read, *_ in each], np.uint8)
-        self._starts = np.array([start for *_, start, _ in each], np.int64)
-        self._ends = np.array([end for *_, end in each], np.int64)
-
-    def values(
-        self,
-        rows: NDArray[np.int64],
-        starts: NDArray[np.int64],
-        t: int,
-        texts: Mapping[int, NDArray[Any]],
-        places: NDArray[np.int64] | None,
-    ) -> dict[str, pa.Array]:
-        """Give every window of every read at one moment.
-
-        Args:
-            rows: shape (rows, words), the entities' in order.
-            starts: shape (entities + 1,), where each entity's rows begin.
-            t: the moment.
-            texts: input -> its texts, one a row, for the inputs that are text.
-            places: which entity each value of the result is of; by default each once, in their order.
-        """
-        out = np.empty((starts.shape[0] - 1, self._ops.shape[0]), np.int64)
-        out_float = np.empty(out.shape, np.float64)
-        read_entities(
-            rows, starts, t, self._ops, self._valid, self._masks, self._values, self._floats, self._starts, self._ends, out, out_float
-        )  # fmt: skip
-        if places is not None:
-            out, out_float = out[places], out_float[places]
-        at = np.full(out.shape[0], t, np.int64)
-        result: dict[str, pa.Array] = {}
-        for number, (name, operation, place) in enumerate(self._names):
-            family = self._words.families[place]
-            kept = texts.get(place)
-            if kept is None and family is not None:
-                kept = rows[:, self._words.values[place]]
-                kept = kept.view(np.float64) if family == "float" else kept
-            column = InputColumn(family, kept, _NO_VALID)
-            result[name] = _value(operation, column, rows[:, EVENT], at, out[:, number], out_float[:, number])
-        return result
+def _window(
+    kept: _Kept, window: int, partial: tuple[int, tuple[int, ...], int], places: NDArray[np.int64] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    wanted = partial[2]
+    out = (
+        kept.out[:, window * wanted : (window + 1) * wanted] if partial[0] == LATEST else kept.out[:, window]
+    )
+    words = kept.words[:, window] if kept.words.shape[0] else NO_WORDS
+    if places is None:
+        return out, words
+    return out[places], words[places] if words.shape[0] else words
 
 
-def _sweep_all(
-    partial: int,
-    row_starts: NDArray[np.int64],
+def _schedule(
+    rows: SortedRows,
     moment_starts: NDArray[np.int64],
-    rest: tuple[Any, ...],
-    threads: int,
-) -> None:
-    """Sweep all entities, with several threads in ranges of about equal load."""
-    entities = row_starts.shape[0] - 1
-    if threads <= 1 or entities < 2 * threads:
-        sweep(partial, row_starts, moment_starts, 0, entities, *rest)
-        return
-    load = row_starts[:-1] + moment_starts[:-1]
-    parts = threads * 8
-    inner = np.searchsorted(load, np.linspace(0, load[-1], parts + 1)[1:-1])
-    cuts = np.unique(np.concatenate([[0], inner, [entities]])).tolist()
-    with ThreadPoolExecutor(threads) as pool:
-        list(
-            pool.map(
-                lambda first, last: sweep(partial, row_starts, moment_starts, first, last, *rest),
-                cuts[:-1],
-                cuts[1:],
-            )
-        )
-
-
-def _value(
-    operation: str,
-    column: InputColumn,
-    event: NDArray[np.int64],
+    as_of: NDArray[np.int64],
     at: NDArray[np.int64],
-    out: NDArray[np.int64],
-    out_float: NDArray[np.float64],
-) -> pa.Array:
-    family = value_family(operation, column.family)
-    if AGGREGATIONS[operation].partial == COUNT:
-        return pa.array(np.ascontiguousarray(out))
-    if AGGREGATIONS[operation].partial == SUM:
-        return _sum(operation, column, out, np.ascontiguousarray(out_float))
-    none = out < 0
-    if event.shape[0] == 0:
-        return pa.nulls(out.shape[0], VALUE_TYPES[family])
-    row = np.where(none, 0, out)
-    if operation == "age":
-        return pa.array((at - event[row]) / 1e6, mask=none)
-    assert column.values is not None
-    taken = column.values[row]
-    if family == "float":
-        return pa.array(normalised(taken.astype(np.float64, copy=False)), mask=none)
-    if family == "boolean":
-        return pa.array(taken.astype(np.bool_), mask=none)
-    return pa.array(taken, type=VALUE_TYPES[family], mask=none)
+    offsets: NDArray[np.int64],
+    run: Threads,
+) -> Schedule:
+    moments, supersedes = at.shape[0], rows.superseded.shape[0] > 0
+    schedule = Schedule(
+        np.array(rows.starts, np.int64),  # copies: the compiled kernels take only arrays that can be written here
+        np.array(moment_starts, np.int64),
+        np.empty(rows.event.shape[0], np.int32),
+        np.empty(moments, np.int32),
+        np.empty(rows.event.shape[0] if supersedes else 0, np.int32),
+        np.empty(moments if supersedes else 0, np.int32),
+        np.empty((offsets.shape[0], moments), np.int32),
+    )
+    about = (rows.event, rows.available, rows.superseded, as_of, at, offsets, *schedule[2:])
+    run(
+        _load(schedule),
+        lambda first, last: schedule_entities(rows.starts, moment_starts, first, last, *about),
+    )
+    return schedule
 
 
-def _sum(
-    operation: str, column: InputColumn, count: NDArray[np.int64], total: NDArray[np.float64]
-) -> pa.Array:
-    none = count == 0
-    if column.family == "float":
-        if operation == "sum":
-            return pa.array(normalised(total), mask=none)
-        return pa.array(normalised(total / np.where(none, 1, count)), mask=none)
-    if (count < 0).any():
-        raise AsOfError(
-            f"An integer {operation} at moment {int(np.argmax(count < 0))} does not fit int64.",
-            expected="a sum within int64",
-            do="sum a DOUBLE column instead (cast it in the source's query), or use a shorter window.",
+def _load(schedule: Schedule) -> NDArray[np.int64]:
+    moments = np.diff(schedule.moment_starts)
+    return np.where(moments > 0, np.diff(schedule.row_starts) + 4 * moments, 0) + 1
+
+
+def _keep(
+    partial: Partial,
+    rows: SortedRows,
+    schedule: Schedule,
+    offsets: NDArray[np.int64],
+    spans: Sequence[tuple[int, int]],
+    run: Threads,
+) -> _Kept:
+    """Run the kernel for one partial over several windows."""
+    op, number, wanted = partial
+    column = rows.inputs[number]
+    words, is_float = words_for(op, column)
+    starts = np.searchsorted(offsets, [start for start, _ in spans])
+    ends = np.searchsorted(offsets, [end for _, end in spans])
+    moments = schedule.arrived.shape[0]
+    out = np.empty((moments, len(spans) * wanted), np.int64)
+    load = _load(schedule)
+    if op in (FIRST, LAST, LATEST):
+        run(
+            load,
+            lambda first, last: kernel.positions(
+                op, schedule, first, last, words, column.valid, starts, ends, wanted, out
+            ),
         )
-    integers = total.view(np.int64)
-    if operation == "sum":
-        return pa.array(integers, mask=none)
-    return pa.array(integers / np.where(none, 1, count), mask=none)
+        return _Kept(out, _NO_OUT)
+    if op in (MIN, MAX):
+        out_words = np.empty(out.shape, np.int64)
+        run(
+            load,
+            lambda first, last: kernel.extremes(
+                op, schedule, first, last, words, column.valid, starts, ends, op == MIN, out, out_words
+            ),
+        )
+        return _Kept(out, out_words)
+    distinct = NO_WORDS
+    if op == DISTINCT:
+        words, distinct = local_codes(rows.starts, words, column.valid)
+    base, sum_limbs, square_limbs = limbs_of(op, words, column.valid, is_float)
+    out_words = np.empty(out.shape, np.int64) if op in (SUM, SQUARES) else _NO_OUT
+    run(
+        load,
+        lambda first, last: kernel.slide(
+            op, schedule, first, last, words, column.valid, starts, ends,
+            is_float, base, sum_limbs, square_limbs, distinct, out, out_words,
+        ),
+    )  # fmt: skip
+    return _Kept(out, out_words)
+
+
+def limbs_of(
+    op: int, words: NDArray[np.int64], valid: NDArray[np.uint8], is_float: bool
+) -> tuple[int, int, int]:
+    """Give the base, the limbs of a sum and those of a sum of squares that hold these words."""
+    if op in (COUNT, DISTINCT):
+        return 0, 0, 0
+    if not is_float:
+        return 0, INTEGER_LIMBS, INTEGER_SQUARE_LIMBS if op == SQUARES else 0
+    base, highest = exact.exponent_range(words, valid)
+    return base, exact.limbs_for(base, highest), square_limbs_for(base, highest) if op == SQUARES else 0

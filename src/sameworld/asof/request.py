@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sameworld.asof.read import normalised
+from sameworld.asof.columns import normalised
 from sameworld.definitions.feature import Aggregate, Category, ClockPart, Derive, Feature, Field
 from sameworld.definitions.model import unknown_name
 from sameworld.errors import DefinitionError

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sameworld.asof.plan import Input
-from sameworld.asof.schema import Schema, kind_of
+from sameworld.asof.schema import Schema, family_of, kind_of, scale_of
 from sameworld.definitions.availability import AtEventTime, AvailableColumn, Daily, Delay
 from sameworld.definitions.source import Source
 
@@ -82,17 +82,35 @@ def key_sql(column: str, schema: Schema) -> str:
             return quoted(column)
 
 
+def fact_words_sql(source: Source, schema: Schema) -> tuple[str, str | None]:
+    """A fact's id as one 64-bit word, or as two (the MD5 of its text) where one cannot tell all ids apart."""
+    assert source.id is not None
+    match kind_of(schema[source.id]):
+        case "integer" | "boolean":
+            return f"{quoted(source.id)}::BIGINT", None
+        case "instant":
+            return f"try(epoch_us({quoted(source.id)}))", None
+        case _:
+            text = f"{quoted(source.id)}::VARCHAR"
+            return tuple(
+                f"(md5_number_{half}({text})::HUGEINT - 9223372036854775808)::BIGINT"
+                for half in ("lower", "upper")
+            )  # type: ignore[return-value] # two of them
+
+
 def input_sql(item: Input, schema: Schema) -> str:
     """One input of a grouping. A condition that raises for a row does not hold for it."""
     condition = f"coalesce(try(({item.condition})::BOOLEAN), false)" if item.condition else "true"
     if item.column is None:
         return condition
-    name = quoted(item.column)
+    name, kind = quoted(item.column), schema[item.column]
     value = {
         "integer": f"{name}::BIGINT",
         "float": f"{name}::DOUBLE",
+        # As an integer of its smallest unit, so that sums stay exact.
+        "decimal": f"({name} * {10 ** (scale_of(family_of(kind)) or 0)}::DECIMAL(19, 0))::BIGINT",
         "instant": f"try(epoch_us({name}))",
-    }.get(kind_of(schema[item.column]), name)
+    }.get(kind_of(kind), name)
     return f"CASE WHEN {condition} THEN {value} END" if item.condition else value
 
 
@@ -104,6 +122,7 @@ def prepared_sql(
     relation: str,
     *,
     stamped: bool = False,
+    fact_words: bool = False,
 ) -> str:
     """The query that prepares a source's rows for one grouping.
 
@@ -113,11 +132,15 @@ def prepared_sql(
         keys, inputs: the grouping's.
         relation: what to select from; has at least the columns of `schema`.
         stamped: the relation has `__available_us`, the stamp of the commit that made each row readable, null where the row says it itself (in a replay).
+        fact_words: give `fact_low` and perhaps `fact_high`, too: see `fact_words_sql`.
     """
     fact = f"{quoted(source.id)}::VARCHAR" if source.id else "NULL::VARCHAR"
     deleted = f"coalesce({quoted(source.deleted)}::BOOLEAN, false)" if source.deleted else "false"
     columns = [f"{key_sql(key, schema)} AS key_{i}" for i, key in enumerate(keys)]
     columns += [f"{input_sql(item, schema)} AS input_{i}" for i, item in enumerate(inputs)]
+    if fact_words and source.id:
+        low, high = fact_words_sql(source, schema)
+        columns += [f"{low} AS fact_low"] + ([f"{high} AS fact_high"] if high else [])
     inner = f"SELECT *, {instant_sql(source.event_time, schema[source.event_time], source.timezone)} AS __event_us FROM {relation}"
     declared = available_sql(source, schema)
     available = f"coalesce(__available_us, {declared})" if stamped else declared

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import pyarrow as pa
@@ -35,25 +36,52 @@ _ARROW = {
 }
 
 
+_DECIMAL = re.compile(r"DECIMAL\((\d+),(\d+)\)")
+_DECIMAL_DIGITS = 18
+
+
+def _decimal(duckdb_type: str) -> tuple[int, int] | None:
+    """Give the digits and the scale of a decimal that 64 bits hold."""
+    found = _DECIMAL.fullmatch(duckdb_type)
+    return (int(found[1]), int(found[2])) if found and int(found[1]) <= _DECIMAL_DIGITS else None
+
+
 def kind_of(duckdb_type: str) -> str:
-    """Give the family of a DuckDB type: integer, float, boolean, text, instant, naive or other."""
+    """Give the kind of a DuckDB type: integer, float, decimal (up to 18 digits), boolean, text, instant, naive or other."""
     if duckdb_type in INTEGERS:
         return "integer"
     if duckdb_type in FLOATS:
         return "float"
     if duckdb_type in NAIVE:
         return "naive"
+    if _decimal(duckdb_type):
+        return "decimal"
     return {"BOOLEAN": "boolean", "VARCHAR": "text", INSTANT: "instant"}.get(duckdb_type, "other")
+
+
+def family_of(duckdb_type: str) -> str:
+    """Give the family of a DuckDB type's values: its kind, with the scale of a decimal ("decimal(2)"); naive timestamps have become instants."""
+    decimal = _decimal(duckdb_type)
+    if decimal:
+        return f"decimal({decimal[1]})"
+    kind = kind_of(duckdb_type)
+    return "instant" if kind == "naive" else kind
+
+
+def scale_of(family: str) -> int | None:
+    """Give a decimal family's scale; None for any other family."""
+    return int(family[8:-1]) if family.startswith("decimal(") else None
 
 
 def arrow_type(duckdb_type: str) -> pa.DataType:
     """Give the Arrow type that carries values of a supported DuckDB type (time in microseconds)."""
-    return _ARROW[duckdb_type]
+    decimal = _decimal(duckdb_type)
+    return pa.decimal128(*decimal) if decimal else _ARROW[duckdb_type]
 
 
 def supported(schema: Mapping[str, str]) -> dict[str, str]:
     """Keep the columns whose types have a rule; a definition that names another one gets an error that says so."""
-    return {name: kind for name, kind in schema.items() if kind in _ARROW}
+    return {name: kind for name, kind in schema.items() if kind in _ARROW or _decimal(kind)}
 
 
 VALUE_TYPES = {
@@ -63,4 +91,16 @@ VALUE_TYPES = {
     "text": pa.string(),
     "instant": pa.timestamp("us", tz="UTC"),
 }
-"""The type of a feature's value, by the family of the column it comes from."""
+"""The type of a request field's value, by the family of its column."""
+
+_MOST_DIGITS = 38
+
+
+def value_type(family: str) -> pa.DataType:
+    """Give the type of a feature's value, by its family."""
+    scale = scale_of(family)
+    if scale is not None:
+        return pa.decimal128(_MOST_DIGITS, scale)
+    if family.startswith("list of "):
+        return pa.list_(value_type(family.removeprefix("list of ")))
+    return VALUE_TYPES[family]

@@ -33,14 +33,20 @@ class Aggregate(msgspec.Struct, frozen=True, tag="aggregate", dict=True):
     operation: str
     column: str | None
     windows: tuple[Window, ...]
+    arguments: tuple[str | int | float, ...] = ()
 
     @functools.cached_property
     def columns(self) -> tuple[str, ...]:
         """The name of each window's column, the same for every model that uses it."""
-        what = f"{self.operation}({self.column or '*'})"
+        what = f"{self.operation}({', '.join([self.column or '*', *map(str, self.arguments)])})"
         where = f" where {self.where}" if self.where else ""
         rows = f"{self.source.name}:{self.source.content[:6]} by {','.join(self.keys)} {what}{where}"
         return tuple(f"{rows} over {window.label}" for window in self.windows)
+
+    @property
+    def columns_read(self) -> tuple[str | None, ...]:
+        """The columns of the source that it reads; one None when it only counts rows."""
+        return (self.column, str(self.arguments[0])) if self.operation == "ratio" else (self.column,)
 
     def category(self) -> Category:
         """Use the value as a category."""

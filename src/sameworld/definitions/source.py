@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import zoneinfo
 from typing import Any
 
@@ -15,6 +16,8 @@ from sameworld.definitions.hashing import content_hash
 from sameworld.definitions.problems import report
 from sameworld.definitions.where_defined import caller
 from sameworld.errors import DefinitionError
+
+_LONGEST_LIST = 10_000
 
 
 class _Table(msgspec.Struct, frozen=True, dict=True):
@@ -122,7 +125,13 @@ class Rows(msgspec.Struct, frozen=True):
         """Group by these key columns."""
         return Rows(self.source, condition=self.condition, keys=keys)
 
-    def _aggregate(self, operation: str, column: str | None, over: windows.Over) -> Aggregate:
+    def _aggregate(
+        self,
+        operation: str,
+        column: str | None,
+        over: windows.Over,
+        arguments: tuple[str | int | float, ...] = (),
+    ) -> Aggregate:
         where = f"{self.source.name}.{operation} {caller()}".strip()
         if not self.keys or not all(isinstance(key, str) and key for key in self.keys):  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not all checked
             report(
@@ -134,12 +143,16 @@ class Rows(msgspec.Struct, frozen=True):
                 )
             )
         return Aggregate(
-            self.source, self.keys, self.condition, operation, column, windows.parse(over, where)
+            self.source, self.keys, self.condition, operation, column, windows.parse(over, where), arguments
         )
 
     def count(self, *, over: windows.Over = None) -> Aggregate:
         """The number of rows in the window (0 when there is none). Nulls in other columns do not matter."""
         return self._aggregate("count", None, over)
+
+    def exists(self, *, over: windows.Over = None) -> Aggregate:
+        """Whether there is a row in the window."""
+        return self._aggregate("exists", None, over)
 
     def sum(self, column: str, *, over: windows.Over = None) -> Aggregate:
         """The exact sum of the non-null values, rounded once to float64 (int64 for integers); null when there is none."""
@@ -149,6 +162,40 @@ class Rows(msgspec.Struct, frozen=True):
         """The sum's float64 divided by the number of non-null values; null when there is none."""
         return self._aggregate("mean", column, over)
 
+    def var(self, column: str, *, over: windows.Over = None) -> Aggregate:
+        """The exact sample variance (n - 1) of the non-null values, rounded once; null below two values."""
+        return self._aggregate("var", column, over)
+
+    def std(self, column: str, *, over: windows.Over = None) -> Aggregate:
+        """The square root of `var`; null below two values."""
+        return self._aggregate("std", column, over)
+
+    def ratio(
+        self, column: str, by: str, *, prior: float = 0.0, weight: float = 0.0, over: windows.Over = None
+    ) -> Aggregate:
+        """A smoothed rate, such as clicks by impressions: (sum of `column` + prior * weight) / (sum of `by` + weight).
+
+        Args:
+            column, by: columns to sum; each sum skips its own nulls.
+            prior: the rate without evidence.
+            weight: how much evidence the prior is worth, in units of `by`; with 0 there is no value where the sum of `by` is 0.
+            over: windows.
+        """
+        if not (math.isfinite(prior) and math.isfinite(weight) and weight >= 0):
+            report(
+                DefinitionError(
+                    "The prior of a ratio must be a finite number, and its weight one that is not negative.",
+                    where=f"{self.source.name}.ratio {caller()}".strip(),
+                    found=f"prior={prior}, weight={weight}",
+                    do="correct them.",
+                )
+            )
+        return self._aggregate("ratio", column, over, (by, float(prior), float(weight)))
+
+    def nunique(self, column: str, *, over: windows.Over = None) -> Aggregate:
+        """The exact number of different non-null values (0 when there is none)."""
+        return self._aggregate("nunique", column, over)
+
     def min(self, column: str, *, over: windows.Over = None) -> Aggregate:
         """The least non-null value (NaN is greater than every number); null when there is none."""
         return self._aggregate("min", column, over)
@@ -157,9 +204,27 @@ class Rows(msgspec.Struct, frozen=True):
         """The greatest non-null value (NaN is greater than every number); null when there is none."""
         return self._aggregate("max", column, over)
 
+    def first(self, column: str, *, over: windows.Over = None) -> Aggregate:
+        """The non-null value of the earliest event in the window; ties as for `last`, the least first."""
+        return self._aggregate("first", column, over)
+
     def last(self, column: str, *, over: windows.Over = None) -> Aggregate:
         """The non-null value of the latest event; ties go by available time, version, then the row's canonical bytes."""
         return self._aggregate("last", column, over)
+
+    def last_n(self, column: str, n: int, *, over: windows.Over = None) -> Aggregate:
+        """A list of the non-null values of the latest `n` events, the latest last; null when there is none. An input of `sw.derive`."""
+        if not 1 <= n <= _LONGEST_LIST:
+            report(
+                DefinitionError(
+                    "last_n needs a length.",
+                    where=f"{self.source.name}.last_n {caller()}".strip(),
+                    expected=f"1 to {_LONGEST_LIST}",
+                    found=str(n),
+                    do="correct n.",
+                )
+            )
+        return self._aggregate("last_n", column, over, (n,))
 
     def age(self, *, over: windows.Over = None) -> Aggregate:
         """Seconds from the event time of the latest row to the moment; null when there is none."""

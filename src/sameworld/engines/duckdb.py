@@ -1,9 +1,9 @@
-"""One machine: DuckDB reads, evaluates row expressions, joins entity numbers and sorts (spilling to disk); the kernel does the rest."""
+"""One machine: DuckDB reads, evaluates row expressions and joins entity numbers; the order of rows and the kernel do the rest."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,28 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sameworld.asof.aggregations import NEVER
+from sameworld.asof.aggregations import AGGREGATIONS, NEVER
+from sameworld.asof.columns import InputColumn, input_column
 from sameworld.asof.plan import Grouping
-from sameworld.asof.read import InputColumn, SortedRows, read_windows
-from sameworld.asof.rows import available_sql, instant_sql, literal, naive_sql, prepared_sql, quoted
+from sameworld.asof.prepared import World, sorted_rows
+from sameworld.asof.read import read_windows
+from sameworld.asof.rows import (
+    available_sql,
+    fact_words_sql,
+    instant_sql,
+    literal,
+    naive_sql,
+    prepared_sql,
+    quoted,
+)
 from sameworld.asof.schema import Schema, kind_of
-from sameworld.asof.versions import SORTED_BY, superseded_at
+from sameworld.asof.threads import Threads
+from sameworld.asof.versions import SORTED_BY
 from sameworld.definitions.source import Source
-from sameworld.engines.interface import Asked, Rows, World
+from sameworld.engines.interface import Asked, Rows
 from sameworld.errors import DataError
+
+_BATCH_ROWS = 1_000_000
 
 
 class DuckDBEngine:
@@ -129,36 +142,32 @@ class DuckDBEngine:
     def _aggregate(
         self, grouping: Grouping, schema: Schema, asked: Asked, rows: Rows, world: World
     ) -> dict[str, pa.Array]:
-        codes = self._entities(grouping, schema, asked)
-        table = self.sorted_rows(grouping, schema, rows, world, entities="entities")
-        self._con.execute("DROP TABLE IF EXISTS entities")
-        entity = table["entity"].to_numpy()
-        count = int(codes.max(initial=-1)) + 1
-        # One more entity, without rows, for moments whose keys no row has or one of whose keys is null.
-        codes = np.where(codes < 0, count, codes)
-        order = np.lexsort((asked.as_of, codes))
-        starts = np.searchsorted(entity, np.arange(count + 2))
-        moment_starts = np.searchsorted(codes[order], np.arange(count + 2))
-        sorted_rows = SortedRows(
-            starts,
-            *(table[name].to_numpy() for name in ("event_time", "available_at", "superseded_at")),
-            inputs=input_columns(grouping, schema, table),
-        )
-        back = np.empty_like(order)
-        back[order] = np.arange(order.shape[0])
-        return read_windows(
-            grouping.reads,
-            sorted_rows,
-            moment_starts,
-            asked.as_of[order],
-            asked.at[order],
-            places=back,
-            threads=self._threads,
-        )
+        with Threads(self._threads) as run:
+            codes, entities = self._entities(grouping, schema, asked)
+            families = [item.family(schema) for item in grouping.inputs]
+            ordered = any(AGGREGATIONS[read.operation].ordered for read in grouping.reads)
+            with self._prepared(grouping, schema, rows, fact_words=True) as prepared:
+                batches = self._batches(grouping, schema, prepared, ordered)
+                sorted_, _ = sorted_rows(batches, families, entities + 1, world=world, run=run)
+            self._con.execute("DROP TABLE IF EXISTS entities")
+            # One more entity, without rows, for moments whose keys no row has or one of whose keys is null.
+            order = np.lexsort((asked.at, asked.as_of, codes))
+            moment_starts = np.searchsorted(codes[order], np.arange(entities + 2))
+            back = np.empty_like(order)
+            back[order] = np.arange(order.shape[0])
+            return read_windows(
+                grouping.reads,
+                sorted_,
+                moment_starts,
+                asked.as_of[order],
+                asked.at[order],
+                places=back,
+                run=run,
+            )
 
-    def _entities(self, grouping: Grouping, schema: Schema, asked: Asked) -> NDArray[np.int64]:
-        """Number the entities asked about in a table `entities`; give each moment's number, -1 where a key is null."""
-        names = ", ".join(f"key_{i}" for i in range(len(grouping.keys)))
+    def _entities(self, grouping: Grouping, schema: Schema, asked: Asked) -> tuple[NDArray[np.int64], int]:
+        """Number the entities asked about in a table `entities`; give each moment's number and how many there are, which is the number where a key is null."""
+        names = ", ".join(_key_names(grouping))
         kinds = {"integer": "BIGINT", "text": "VARCHAR", "boolean": "BOOLEAN", "instant": "BIGINT"}
         keys = ", ".join(
             f"{f'epoch_us({quoted(key)})' if kind_of(schema[key]) == 'instant' else quoted(key)}::{kinds[kind_of(schema[key])]} AS key_{i}"
@@ -169,56 +178,91 @@ class DuckDBEngine:
         self._con.register("asked_keys", asked_keys)
         self._con.execute(f"CREATE OR REPLACE TEMP TABLE asked AS SELECT __moment, {keys} FROM asked_keys")
         self._con.unregister("asked_keys")
-        present = " AND ".join(f"key_{i} IS NOT NULL" for i in range(len(grouping.keys)))
-        self._con.execute(
-            f"CREATE OR REPLACE TEMP TABLE entities AS SELECT {names}, row_number() OVER () - 1 AS entity FROM (SELECT DISTINCT {names} FROM asked WHERE {present})"
-        )
-        codes = self._con.execute(
-            f"SELECT coalesce(entity, -1)::BIGINT AS entity FROM asked LEFT JOIN entities USING ({names}) ORDER BY __moment"
-        ).fetchnumpy()["entity"]
+        present = " AND ".join(f"{key} IS NOT NULL" for key in _key_names(grouping))
+        self._number(f"SELECT DISTINCT {names} FROM asked WHERE {present}", names)
+        found = self._con.execute(
+            f"SELECT __moment, entity FROM asked JOIN entities USING ({names})"
+        ).fetchnumpy()
+        count = self._con.execute("SELECT count(*) FROM entities").fetchall()[0][0]
         self._con.execute("DROP TABLE asked")
-        return np.asarray(codes, np.int64)
+        codes = np.full(asked.at.shape[0], count, np.int64)
+        codes[np.asarray(found["__moment"])] = np.asarray(found["entity"])
+        return codes, count
+
+    def _number(self, keys: str, names: str) -> None:
+        self._con.execute(
+            f"CREATE OR REPLACE TEMP TABLE entities AS SELECT {names}, row_number() OVER () - 1 AS entity FROM ({keys})"
+        )
+
+    def _batches(
+        self, grouping: Grouping, schema: Schema, prepared: str, ordered: bool
+    ) -> Iterator[pa.RecordBatch]:
+        """Give prepared rows with the number of their entity, in any order, as `sorted_rows` takes them."""
+        source, names = grouping.source, ", ".join(_key_names(grouping))
+        inputs = [f"input_{i}" for i in range(len(grouping.inputs))]
+        columns = ["event_time", "available_at", *inputs]
+        if source.id is None:
+            joined = f"({prepared}) JOIN entities USING ({names})"
+            entity = "entity"
+        else:
+            # A version that belongs to nobody asked about still supersedes one that does.
+            joined = f"({prepared}) LEFT JOIN entities USING ({names})"
+            entity = "coalesce(entity, -1) AS entity"
+            columns += ["version", "deleted", "fact_low"] + (
+                ["fact_high"] if fact_words_sql(source, schema)[1] else []
+            )
+        if source.id is not None or ordered:
+            columns.append("tie")
+        reader = self._con.sql(f"SELECT {entity}, {', '.join(columns)} FROM {joined}").to_arrow_reader(
+            _BATCH_ROWS
+        )
+        yield pa.RecordBatch.from_pylist([], schema=reader.schema)
+        yield from reader
 
     def sorted_rows(
-        self, grouping: Grouping, schema: Schema, rows: Rows, world: World, *, entities: str | None = None
+        self, grouping: Grouping, schema: Schema, rows: Rows, world: World, *, entities: bool = False
     ) -> pa.Table:
-        """Give a grouping's row versions sorted by (entity, event time, available time, version, tie), with `superseded_at`.
+        """Give a grouping's row versions sorted by (key, event time, available time, version, tie), with `superseded_at`, as a table.
 
         Args:
             grouping, schema, rows, world: as in `aggregates`.
-            entities: a table of keys and entity numbers to keep; without it rows keep their keys and are sorted by them.
+            entities: keep only those of the table `entities`.
 
         Returns:
-            event_time, available_at, superseded_at, version, tie, input_*, and entity (or fact and key_*).
+            key_*, fact, event_time, available_at, superseded_at, version, tie, input_*.
         """
-        source = grouping.source
-        keys = [f"key_{i}" for i in range(len(grouping.keys))]
-        inputs = "".join(f", input_{i}" for i in range(len(grouping.inputs)))
-        with self._prepared(grouping, schema, rows) as found:
-            prepared = found
-            if world == "event_time":
-                prepared = (
-                    f"SELECT * REPLACE (coalesce(available_at, event_time) AS available_at) FROM ({prepared})"
-                )
-            if source.id is None:
-                prepared = f"SELECT *, {NEVER} AS superseded_at FROM ({prepared})"
-            else:
-                self._supersede(prepared)
-                prepared = "SELECT facts.*, superseded_at FROM facts POSITIONAL JOIN superseded"
-            if world == "event_time":
-                prepared = f"SELECT * REPLACE (event_time AS available_at) FROM ({prepared}) WHERE superseded_at = {NEVER}"
-            present = " AND ".join(f"{key} IS NOT NULL" for key in keys)
-            kept = f"({prepared}) WHERE available_at < superseded_at AND NOT deleted AND event_time IS NOT NULL AND {present}"
-            columns = f"fact, event_time, available_at, superseded_at, version, tie{inputs}"
-            if entities:
-                query = f"SELECT entity, {columns} FROM (SELECT * FROM {kept}) JOIN {entities} USING ({', '.join(keys)}) ORDER BY entity"
-            else:
-                query = f"SELECT {', '.join(keys)}, {columns} FROM {kept} ORDER BY {', '.join(keys)}"
-            table = self._con.sql(f"{query}, event_time, available_at, version, tie").to_arrow_table()
-        for name in ("facts", "superseded"):
-            if source.id is not None:
-                self._con.execute(f"DROP TABLE IF EXISTS {name}")
-        return table
+        names = ", ".join(_key_names(grouping))
+        present = " AND ".join(f"{key} IS NOT NULL" for key in _key_names(grouping))
+        with (
+            self._prepared(grouping, schema, rows, fact_words=True) as prepared,
+            Threads(self._threads) as run,
+        ):
+            if not entities:
+                self._number(f"SELECT DISTINCT {names} FROM ({prepared}) WHERE {present} ORDER BY ALL", names)
+            count = self._con.execute("SELECT count(*) FROM entities").fetchall()[0][0]
+            table = self._con.sql(
+                f"SELECT *, coalesce(entity, -1) AS entity_number FROM ({prepared}) LEFT JOIN entities USING ({names})"
+            ).to_arrow_table()
+        self._con.execute("DROP TABLE IF EXISTS entities")
+        inputs = [f"input_{i}" for i in range(len(grouping.inputs))]
+        taken = ["event_time", "available_at", "tie", "version"]
+        if grouping.source.id is not None:
+            taken += [n for n in ("deleted", "fact_low", "fact_high") if n in table.column_names]
+        given = table.select([*taken, "entity_number"]).rename_columns([*taken, "entity"])
+        empty = pa.RecordBatch.from_pylist([], schema=given.schema)
+        with Threads(self._threads) as run:
+            kept, order = sorted_rows([empty, *given.to_batches()], [], count, world=world, run=run)
+        result = table.select([*_key_names(grouping), "fact", "version", "tie", *inputs]).take(
+            pa.array(order)
+        )
+        ends = kept.superseded if kept.superseded.shape[0] else np.full(order.shape[0], NEVER)
+        for name, values in (
+            ("event_time", kept.event),
+            ("available_at", kept.available),
+            ("superseded_at", ends),
+        ):
+            result = result.append_column(name, pa.array(values))
+        return result
 
     def event_json(
         self, source: Source, schema: Schema, start: int, end: int
@@ -256,7 +300,7 @@ class DuckDBEngine:
         """Give all row versions of one entity as plain rows; `keys` has one row."""
         nowhen = np.zeros(1, np.int64)
         self._entities(grouping, schema, Asked(keys, nowhen, nowhen))
-        return self.sorted_rows(grouping, schema, rows, "as_of", entities="entities").to_pylist()
+        return self.sorted_rows(grouping, schema, rows, "as_of", entities=True).to_pylist()
 
     def fingerprint(
         self, grouping: Grouping, schema: Schema, cutover: int | None
@@ -270,36 +314,21 @@ class DuckDBEngine:
         return int(row[0]), int(row[1]), row[2], row[3]
 
     @contextmanager
-    def _prepared(self, grouping: Grouping, schema: Schema, rows: Rows) -> Generator[str]:
+    def _prepared(
+        self, grouping: Grouping, schema: Schema, rows: Rows, *, fact_words: bool = False
+    ) -> Generator[str]:
         """Give the query of a grouping's prepared rows: the files', up to the cutover, and the event log's."""
         source = grouping.source
         with self._readable(rows.data, f"source {source.name!r}") as relation:
-            prepared = (
-                f"SELECT * FROM ({prepared_sql(source, schema, grouping.keys, grouping.inputs, relation)})"
-            )
+            about = (source, schema, grouping.keys, grouping.inputs)
+            prepared = f"SELECT * FROM ({prepared_sql(*about, relation, fact_words=fact_words)})"
             if rows.cutover is not None:
                 prepared += f" WHERE available_at < {rows.cutover}"
             if rows.log is None:
                 yield prepared
                 return
             with self._readable(rows.log, f"the event log of source {source.name!r}") as logged:
-                yield f"{prepared} UNION ALL {prepared_sql(source, schema, grouping.keys, grouping.inputs, logged, stamped=True)}"
-
-    def _supersede(self, prepared: str) -> None:
-        """Make the tables `facts` (rows in the order of their versions) and `superseded` (one column, the same order)."""
-        self._con.execute(
-            f"CREATE OR REPLACE TEMP TABLE facts AS SELECT * REPLACE (coalesce(available_at, {NEVER}) AS available_at) FROM ({prepared}) "
-            f"ORDER BY fact, {SORTED_BY}"
-        )
-        columns = self._con.execute(
-            "SELECT available_at, coalesce(fact = lag(fact) OVER (ORDER BY rowid), false) AS same FROM facts ORDER BY rowid"
-        ).fetchnumpy()
-        ends = superseded_at(
-            np.asarray(columns["same"], np.bool_), np.asarray(columns["available_at"], np.int64)
-        )
-        self._con.register("ends", pa.table({"superseded_at": ends}))
-        self._con.execute("CREATE OR REPLACE TEMP TABLE superseded AS SELECT * FROM ends")
-        self._con.unregister("ends")
+                yield f"{prepared} UNION ALL {prepared_sql(*about, logged, stamped=True, fact_words=fact_words)}"
 
 
 def input_columns(grouping: Grouping, schema: Schema, table: pa.Table) -> list[InputColumn]:
@@ -312,13 +341,5 @@ def input_columns(grouping: Grouping, schema: Schema, table: pa.Table) -> list[I
     return result
 
 
-def input_column(family: str | None, column: pa.Array | pa.ChunkedArray) -> InputColumn:
-    """Give one input as the kernel takes it."""
-    if family is None:
-        return InputColumn(None, None, column.to_numpy(zero_copy_only=False).astype(np.uint8))
-    valid = column.is_valid().to_numpy(zero_copy_only=False).astype(np.uint8)
-    if family == "text":
-        return InputColumn(family, column.to_numpy(zero_copy_only=False), valid)
-    filled = column.fill_null(False if family == "boolean" else 0)
-    kind = {"float": np.float64, "boolean": np.bool_}.get(family, np.int64)
-    return InputColumn(family, filled.to_numpy(zero_copy_only=False).astype(kind, copy=False), valid)
+def _key_names(grouping: Grouping) -> list[str]:
+    return [f"key_{i}" for i in range(len(grouping.keys))]

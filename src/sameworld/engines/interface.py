@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from sameworld.asof.plan import Grouping
+from sameworld.asof.prepared import World
 from sameworld.asof.schema import Schema
-
-World = Literal["as_of", "event_time"]
-"""as_of: rows count when they were readable. event_time: every fact's last version counts as readable at its event time, as in a notebook's join."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import NEVER
-from sameworld.asof.kernel import AVAILABLE, EVENT, SUPERSEDED, TIE, VERSION
+from sameworld.asof.columns import InputColumn
+from sameworld.asof.entity import AVAILABLE, EVENT, SUPERSEDED, TIE, VERSION, Words
 from sameworld.asof.plan import Grouping
-from sameworld.asof.read import InputColumn, Words, normalised
 from sameworld.asof.schema import Schema
 
 _HEAD = 8
@@ -56,13 +56,9 @@ class Layout:
             array[:, word] |= column.valid.astype(np.int64) * mask
             family = self.words.families[number]
             if family == "text":
-                assert column.values is not None
-                texts.append(list(column.values))
-            elif column.values is not None:
-                values = column.values
-                array[:, self.words.values[number]] = (
-                    normalised(values.astype(np.float64)).view(np.int64) if family == "float" else values
-                )
+                texts.append(column.as_texts())
+            elif family is not None:
+                array[:, self.words.values[number]] = column.words
         return array, texts
 
     def row_of(

@@ -20,9 +20,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import AGGREGATIONS, LAST, NEVER
-from sameworld.asof.kernel import AVAILABLE, EVENT, FIRST_VALID, TIE, VERSION
+from sameworld.asof.entity import AVAILABLE, EVENT, FIRST_VALID, TIE, VERSION, EntityReads
 from sameworld.asof.plan import Grouping
-from sameworld.asof.read import EntityReads
 from sameworld.asof.schema import Schema
 from sameworld.asof.versions import order_of
 from sameworld.engines.duckdb import input_columns
@@ -354,7 +353,7 @@ class Reach:
         self.past = max((-start for _, (start, _) in windows if start is not None), default=0)
         # Inputs whose latest row of all history is wanted: the search goes back until each is found. Anything else over all history reads all of it.
         self.latest = sorted(
-            {read.input for read in unbounded if AGGREGATIONS[read.operation].partial == LAST}
+            {read.inputs[0] for read in unbounded if AGGREGATIONS[read.operation].partial == LAST}
         )
         self.everything = any(AGGREGATIONS[read.operation].partial != LAST for read in unbounded)
         self.reads = EntityReads(grouping.reads, layout.words)

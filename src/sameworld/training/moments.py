@@ -25,7 +25,8 @@ class MomentTable:
 def request_schema(moments: Moments, schema: Schema) -> dict[str, str]:
     """Give request field -> family of its type (integer, float, boolean, text, instant), from the moments' columns."""
     families = {name: kind_of(kind) for name, kind in supported(schema).items() if name != moments.at}
-    return {name: "instant" if family == "naive" else family for name, family in families.items()}
+    read_as = {"naive": "instant", "decimal": "float"}
+    return {name: read_as.get(family, family) for name, family in families.items()}
 
 
 def read_moments(engine: Engine, moments: Moments) -> MomentTable:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +18,7 @@ from sameworld.asof.check import check_model
 from sameworld.asof.plan import aggregates_of, groupings_of
 from sameworld.asof.request import evaluate
 from sameworld.asof.schema import Schema, supported
-from sameworld.definitions.feature import Aggregate, Feature, Outcome
+from sameworld.definitions.feature import Feature, Outcome
 from sameworld.definitions.label import Label
 from sameworld.definitions.model import Fallback, Model
 from sameworld.definitions.moments import Moments
@@ -183,14 +184,7 @@ def label_at(
     rows: Mapping[str, Rows],
 ) -> pa.Array:
     """Give each moment's label as known at `as_of`: the same sweep, looking ahead from the moment and knowing what is known later."""
-    ahead = Aggregate(
-        label.aggregate.source,
-        label.aggregate.keys,
-        label.aggregate.where,
-        label.aggregate.operation,
-        label.aggregate.column,
-        (Window(label.within, ahead=True),),
-    )
+    ahead = msgspec.structs.replace(label.aggregate, windows=(Window(label.within, ahead=True),))
     known = np.full(moments.at.shape[0], as_of, np.int64)
     asked = Asked(moments.fields, moments.at, known)
     (values,) = engine.aggregates(groupings_of([ahead]), schemas, asked, rows=rows, world="as_of").values()

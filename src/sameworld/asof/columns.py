@@ -1,0 +1,85 @@
+"""One input of prepared rows as the kernel takes it: int64 words whatever the type, and which rows take part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class InputColumn:
+    """One input of sorted rows.
+
+    Args:
+        family: the family of its values; None for an input that only counts rows.
+        words: shape (rows,), int64: integers, booleans, instants and unscaled decimals as they are, float64's bits in their one form, and for texts
+            their place in `texts`; undefined where a row does not take part; empty when there is no family.
+        valid: shape (rows,), uint8: 1 where the row takes part.
+        texts: the texts there are, in the order of their code points.
+    """
+
+    family: str | None
+    words: NDArray[np.int64]
+    valid: NDArray[np.uint8]
+    texts: pa.Array | None = None
+
+    @property
+    def is_float(self) -> bool:
+        return self.family == "float"
+
+    def as_texts(self) -> list[str | None]:
+        """Give a text input's values row by row."""
+        assert self.texts is not None
+        kept = pa.array(self.words, mask=self.valid == 0)
+        return self.texts.take(kept).to_pylist() if len(self.texts) else [None] * len(kept)
+
+
+NO_WORDS = np.zeros(0, np.int64)
+
+
+def normalised(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give floats their one form: -0.0 becomes 0.0, every NaN the same NaN."""
+    result = values + 0.0
+    lost = np.isnan(result)
+    if lost.any():
+        result[lost] = np.nan
+    return result
+
+
+def input_column(family: str | None, column: pa.Array | pa.ChunkedArray) -> InputColumn:
+    """Give one input as the kernel takes it, from column `input_..` of prepared rows (see `rows.input_sql`)."""
+    if family is None:
+        return InputColumn(None, NO_WORDS, column.to_numpy(zero_copy_only=False).astype(np.uint8))
+    valid = (
+        column.is_valid().to_numpy(zero_copy_only=False).astype(np.uint8)
+        if column.null_count
+        else np.ones(len(column), np.uint8)
+    )
+    if family == "text":
+        return _texts(column, valid)
+    filled = column.fill_null(False if family == "boolean" else 0) if column.null_count else column
+    numbers: NDArray[Any] = filled.to_numpy(zero_copy_only=False)
+    if family == "float":
+        return InputColumn(family, normalised(numbers.astype(np.float64, copy=False)).view(np.int64), valid)
+    return InputColumn(family, numbers.astype(np.int64, copy=False), valid)
+
+
+def _texts(column: pa.Array | pa.ChunkedArray, valid: NDArray[np.uint8]) -> InputColumn:
+    if isinstance(column, pa.ChunkedArray):
+        column = column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column
+        column = column.combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0) if column.num_chunks else pa.array([], pa.string())
+    coded = column.dictionary_encode()
+    # Arrow orders texts by their UTF-8 bytes, which is the order of code points.
+    order = pc.sort_indices(coded.dictionary).to_numpy()
+    place = np.empty(order.shape[0], np.int64)
+    place[order] = np.arange(order.shape[0])
+    codes = coded.indices.fill_null(0).to_numpy(zero_copy_only=False)
+    words = place[codes] if order.shape[0] else np.zeros(len(column), np.int64)
+    return InputColumn("text", words, valid, coded.dictionary.take(pa.array(order)))

@@ -1,0 +1,238 @@
+"""Several windows of a few entities at one moment, read from rows of words where they lie: what a server needs. The partials are the kernel's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numba
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sameworld.asof.aggregations import DISTINCT, FIRST, LAST, LATEST, MAX, MIN, SQUARES, SUM
+from sameworld.asof.columns import NO_WORDS, InputColumn, input_column
+from sameworld.asof.exact import HEADER, exponents_of
+from sameworld.asof.exact_variance import scratch_size
+from sameworld.asof.kernel import add, read
+from sameworld.asof.plan import Read
+from sameworld.asof.read import INTEGER_LIMBS, INTEGER_SQUARE_LIMBS, got_of, partials_of, words_for
+from sameworld.asof.schedule import edge_time, first_at_or_after
+
+# The words of a row as a store keeps it: int64 all of them, so that a run of rows is a table that is read where it lies.
+EVENT, AVAILABLE, SUPERSEDED, VERSION, TIE, FIRST_VALID = range(6)
+VALID_BITS = 62
+
+_NO_VALID = np.zeros(0, np.uint8)
+_KEY = np.int64(0x7FFFFFFFFFFFFFFF)
+_words = numba.types.Array(numba.int64, 1, "C", readonly=True)
+_flags = numba.types.Array(numba.uint8, 1, "C", readonly=True)
+_table = numba.types.Array(numba.int64, 2, "C", readonly=True)
+
+
+@numba.njit(
+    numba.void(
+        _table, _table, _words, numba.int64, _words, _words, _words, _words, _flags, _words, _words, _words, _words, numba.int64[:, ::1], numba.int64[:, ::1]
+    ),
+    cache=True,
+    nogil=True,
+)  # fmt: skip
+def read_entities(
+    rows: NDArray[np.int64],
+    more: NDArray[np.int64],
+    row_starts: NDArray[np.int64],
+    t: int,
+    ops: NDArray[np.int64],
+    valid_columns: NDArray[np.int64],
+    masks: NDArray[np.int64],
+    value_columns: NDArray[np.int64],
+    are_floats: NDArray[np.uint8],
+    wanted: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    out: NDArray[np.int64],
+    out_words: NDArray[np.int64],
+) -> None:
+    """Read several windows of several entities at one moment, walking their rows.
+
+    Args:
+        rows: shape (rows, words), each entity's in order; see EVENT and what follows it.
+        more: shape (rows, further words): value words that the store does not keep, such as the codes of texts.
+        row_starts: shape (entities + 1,).
+        t: the moment.
+        ops, valid_columns, masks, value_columns, are_floats, wanted, columns, starts, ends: shape (reads,), what to read: the partial, the word and bit
+            that say whether a row takes part, the word of its value (those of `more` follow those of `rows`), whether that is a float64's bits, how many
+            rows are wanted, the first column of `out` it goes to, and the window.
+        out, out_words: shape (entities, columns), written; see `kernel`.
+    """
+    event, available, superseded = rows[:, EVENT], rows[:, AVAILABLE], rows[:, SUPERSEDED]
+    number = np.empty(1, np.float64)
+    for entity in range(row_starts.shape[0] - 1):
+        first, stop = row_starts[entity], row_starts[entity + 1]
+        for item in range(ops.shape[0]):
+            op, mask, is_float, to = ops[item], masks[item], are_floats[item] != 0, columns[item]
+            place = value_columns[item]
+            words = rows[:, place] if place < rows.shape[1] else more[:, place - rows.shape[1]]
+            valid = rows[:, valid_columns[item]]
+            low = first_at_or_after(event, first, stop, edge_time(t, starts[item]))
+            high = first_at_or_after(event, low, stop, edge_time(t, ends[item]))
+            if op in (FIRST, LAST, LATEST):
+                found = 0
+                for step in range(high - low):
+                    row = low + step if op == FIRST else high - 1 - step
+                    if valid[row] & mask != 0 and available[row] < t <= superseded[row]:
+                        out[entity, to + found] = row
+                        found += 1
+                        if found == wanted[item]:
+                            break
+                out[entity, to + found : to + wanted[item]] = -1
+            elif op in (MIN, MAX):
+                some, best = 0, np.int64(0)
+                for row in range(low, high):
+                    if valid[row] & mask != 0 and available[row] < t <= superseded[row]:
+                        key = words[row] ^ ((words[row] >> 63) & _KEY) if is_float else words[row]
+                        if some == 0 or (key < best if op == MIN else key > best):
+                            some, best = 1, key
+                out[entity, to], out_words[entity, to] = some, best
+            elif op == DISTINCT:
+                seen = np.empty(high - low, np.int64)
+                found = 0
+                for row in range(low, high):
+                    if valid[row] & mask != 0 and available[row] < t <= superseded[row]:
+                        seen[found] = words[row]
+                        found += 1
+                seen = np.sort(seen[:found])
+                different = 0
+                for i in range(found):
+                    if i == 0 or seen[i] != seen[i - 1]:
+                        different += 1
+                out[entity, to] = different
+            else:
+                base, sum_limbs, square_limbs = 0, 0, 0
+                if op in (SUM, SQUARES):
+                    sum_limbs, square_limbs = INTEGER_LIMBS, INTEGER_SQUARE_LIMBS if op == SQUARES else 0
+                    if is_float:
+                        base, highest = exponents_of(words, valid, mask, low, high)
+                        sum_limbs = (highest - base + 32) // 32 + 2
+                        square_limbs = (2 * (highest - base) + 1 + 32) // 32 + 2 if op == SQUARES else 0
+                cell = np.zeros(HEADER + sum_limbs + square_limbs, np.int64)
+                for row in range(low, high):
+                    if valid[row] & mask != 0 and available[row] < t <= superseded[row]:
+                        add(op, cell, words[row], is_float, base, sum_limbs, 1)
+                scratch = np.empty(scratch_size(sum_limbs, square_limbs), np.int64)
+                count, word = read(op, cell, is_float, base, sum_limbs, square_limbs, scratch, number)
+                out[entity, to], out_words[entity, to] = count, word
+
+
+class Words:
+    """Where the inputs of a grouping are in a row of words, as a store keeps it; see `read_entities`.
+
+    Args:
+        families: of the inputs' types; None for an input that only counts rows.
+    """
+
+    def __init__(self, families: Sequence[str | None]) -> None:
+        self.families = list(families)
+        self.valid = [
+            (FIRST_VALID + number // VALID_BITS, 1 << number % VALID_BITS) for number in range(len(families))
+        ]
+        after = FIRST_VALID + (len(families) + VALID_BITS - 1) // VALID_BITS
+        self.values: list[int] = []
+        for family in families:
+            self.values.append(after if family not in (None, "text") else 0)
+            after += family not in (None, "text")
+        self.width = after
+
+
+class EntityReads:
+    """The reads of a grouping, laid out once for `read_entities`.
+
+    Args:
+        reads: the grouping's.
+        words: where its inputs are.
+    """
+
+    def __init__(self, reads: Sequence[Read], words: Words) -> None:
+        self._words = words
+        self._reads: list[tuple[str, Read, list[tuple[int, int]]]] = []
+        self._more: dict[tuple[int, int], int] = {}
+        ops, valid, values, floats, wanted, columns, starts, ends = ([] for _ in range(8))
+        width = 0
+        for read_ in reads:
+            for name, start, end in zip(read_.names, *read_.edges, strict=True):
+                taken: list[tuple[int, int]] = []
+                for partial, item, many in partials_of(read_):
+                    family = words.families[item]
+                    converted = partial == SQUARES and str(family).startswith("decimal")
+                    place = words.values[item]
+                    if family == "text" or converted:
+                        further = self._more.setdefault((item, SQUARES if converted else 0), len(self._more))
+                        place = words.width + further
+                    ops.append(partial)
+                    valid.append(words.valid[item])
+                    values.append(place)
+                    floats.append(family == "float" or converted)
+                    wanted.append(many)
+                    columns.append(width)
+                    starts.append(start)
+                    ends.append(end)
+                    taken.append((width, many))
+                    width += many
+                self._reads.append((name, read_, taken))
+        self._width = width
+        self._layout = (
+            np.array(ops, np.int64),
+            np.array([word for word, _ in valid], np.int64),
+            np.array([mask for _, mask in valid], np.int64),
+            np.array(values, np.int64),
+            np.array(floats, np.uint8),
+            np.array(wanted, np.int64),
+            np.array(columns, np.int64),
+            np.array(starts, np.int64),
+            np.array(ends, np.int64),
+        )
+
+    def values(
+        self,
+        rows: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        t: int,
+        texts: Mapping[int, NDArray[Any]],
+        places: NDArray[np.int64] | None,
+    ) -> dict[str, pa.Array]:
+        """Give every window of every read at one moment.
+
+        Args:
+            rows: shape (rows, words), the entities' in order.
+            starts: shape (entities + 1,), where each entity's rows begin.
+            t: the moment.
+            texts: input -> its texts, one a row, for the inputs that are text.
+            places: which entity each value of the result is of; by default each once, in their order.
+        """
+        inputs = [
+            input_column("text", pa.array(texts[number], pa.string()))
+            if family == "text"
+            else InputColumn(
+                family, NO_WORDS if family is None else rows[:, self._words.values[number]], _NO_VALID
+            )
+            for number, family in enumerate(self._words.families)
+        ]
+        more = np.empty((rows.shape[0], len(self._more)), np.int64)
+        for (item, partial), place in self._more.items():
+            more[:, place] = words_for(partial, inputs[item])[0]
+        out = np.empty((starts.shape[0] - 1, self._width), np.int64)
+        out_words = np.empty(out.shape, np.int64)
+        read_entities(rows, more, starts, t, *self._layout, out, out_words)
+        if places is not None:
+            out, out_words = out[places], out_words[places]
+        at = np.full(out.shape[0], t, np.int64)
+        event = rows[:, EVENT]
+        result: dict[str, pa.Array] = {}
+        for name, read_, taken in self._reads:
+            kept = [
+                (out[:, to : to + many] if read_.operation == "last_n" else out[:, to], out_words[:, to])
+                for to, many in taken
+            ]
+            result[name] = got_of(read_, inputs, kept, event, at)
+        return result

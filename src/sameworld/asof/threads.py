@@ -1,0 +1,46 @@
+"""Work over ranges of entities in several threads; the kernels let go of Python's lock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_RANGES_A_THREAD = 8
+
+
+class Threads:
+    """Calls a function over ranges of about equal load, several at a time.
+
+    Args:
+        threads: how many at a time.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def __enter__(self) -> Threads:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def __call__(self, load: NDArray[np.int64], call: Callable[[int, int], Any]) -> None:
+        """Call with (first, last + 1) of every range.
+
+        Args:
+            load: shape (entities,), how much work each is.
+        """
+        entities = load.shape[0]
+        if self._pool is None or entities < 2 * self._threads:
+            call(0, entities)
+            return
+        total = np.cumsum(load)
+        inner = np.searchsorted(total, np.linspace(0, total[-1], self._threads * _RANGES_A_THREAD + 1)[1:-1])
+        cuts = np.unique(np.concatenate([[0], inner, [entities]])).tolist()
+        list(self._pool.map(call, cuts[:-1], cuts[1:]))
