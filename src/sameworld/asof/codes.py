@@ -6,13 +6,14 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from sameworld.asof.compiled import compiled
+
 _words = numba.types.Array(numba.int64, 1, "C", readonly=True)
 _flags = numba.types.Array(numba.uint8, 1, "C", readonly=True)
 
 
-@numba.njit(
-    numba.types.UniTuple(numba.int64[::1], 2)(_words, _words, _flags), cache=True, nogil=True
-)  # fmt: skip
+@compiled(
+    numba.types.UniTuple(numba.int64[::1], 2)(_words, _words, _flags))  # fmt: skip
 def local_codes(
     starts: NDArray[np.int64], words: NDArray[np.int64], valid: NDArray[np.uint8]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

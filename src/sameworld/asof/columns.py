@@ -36,7 +36,7 @@ class InputColumn:
         """Give a text input's values row by row."""
         assert self.texts is not None
         kept = pa.array(self.words, mask=self.valid == 0)
-        return self.texts.take(kept).to_pylist() if len(self.texts) else [None] * len(kept)
+        return self.texts.take(kept).to_pylist()
 
 
 NO_WORDS = np.zeros(0, np.int64)
@@ -53,33 +53,55 @@ def normalised(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def input_column(family: str | None, column: pa.Array | pa.ChunkedArray) -> InputColumn:
     """Give one input as the kernel takes it, from column `input_..` of prepared rows (see `rows.input_sql`)."""
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    texts = Texts() if family == "text" else None
+    words, valid = input_words(family, column, texts)
+    return InputColumn(family, words, valid) if texts is None else texts.column(words, valid)
+
+
+def input_words(
+    family: str | None, column: pa.Array, texts: Texts | None
+) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Give a part of an input's words and which rows take part; words of texts are numbers in `texts`, not yet in order."""
     if family is None:
-        return InputColumn(None, NO_WORDS, column.to_numpy(zero_copy_only=False).astype(np.uint8))
+        return NO_WORDS, column.to_numpy(zero_copy_only=False).astype(np.uint8)
     valid = (
         column.is_valid().to_numpy(zero_copy_only=False).astype(np.uint8)
         if column.null_count
         else np.ones(len(column), np.uint8)
     )
-    if family == "text":
-        return _texts(column, valid)
+    if texts is not None:
+        return texts.numbers(column), valid
     filled = column.fill_null(False if family == "boolean" else 0) if column.null_count else column
     numbers: NDArray[Any] = filled.to_numpy(zero_copy_only=False)
     if family == "float":
-        return InputColumn(family, normalised(numbers.astype(np.float64, copy=False)).view(np.int64), valid)
-    return InputColumn(family, numbers.astype(np.int64, copy=False), valid)
+        return normalised(numbers.astype(np.float64, copy=False)).view(np.int64), valid
+    return numbers.astype(np.int64, copy=False), valid
 
 
-def _texts(column: pa.Array | pa.ChunkedArray, valid: NDArray[np.uint8]) -> InputColumn:
-    if isinstance(column, pa.ChunkedArray):
-        column = column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column
-        column = column.combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = column.chunk(0) if column.num_chunks else pa.array([], pa.string())
-    coded = column.dictionary_encode()
-    # Arrow orders texts by their UTF-8 bytes, which is the order of code points.
-    order = pc.sort_indices(coded.dictionary).to_numpy()
-    place = np.empty(order.shape[0], np.int64)
-    place[order] = np.arange(order.shape[0])
-    codes = coded.indices.fill_null(0).to_numpy(zero_copy_only=False)
-    words = place[codes] if order.shape[0] else np.zeros(len(column), np.int64)
-    return InputColumn("text", words, valid, coded.dictionary.take(pa.array(order)))
+class Texts:
+    """The different texts of an input, numbered as they come."""
+
+    def __init__(self) -> None:
+        self._known = pa.array([], pa.string())
+
+    def numbers(self, column: pa.Array) -> NDArray[np.int64]:
+        """Give each row's number; 0 where null."""
+        coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        words = coded.dictionary.cast(pa.string())
+        place = pc.index_in(words, self._known)
+        fresh = words.filter(place.is_null()) if place.null_count else words[:0]
+        if len(fresh):
+            self._known = pa.concat_arrays([self._known, fresh])
+            place = pc.index_in(words, self._known)
+        if len(words) == 0:
+            return np.zeros(len(column), np.int64)
+        return place.to_numpy(zero_copy_only=False).astype(np.int64)[coded.indices.fill_null(0).to_numpy()]
+
+    def column(self, words: NDArray[np.int64], valid: NDArray[np.uint8]) -> InputColumn:
+        """Give the input, its texts in order. Arrow orders texts by their UTF-8 bytes, which is the order of code points."""
+        order = pc.sort_indices(self._known).to_numpy()
+        place = np.zeros(max(order.shape[0], 1), np.int64)
+        place[order] = np.arange(order.shape[0])
+        return InputColumn("text", place[words], valid, self._known.take(pa.array(order)))

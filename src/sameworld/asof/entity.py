@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import DISTINCT, FIRST, LAST, LATEST, MAX, MIN, SQUARES, SUM
 from sameworld.asof.columns import NO_WORDS, InputColumn, input_column
-from sameworld.asof.exact import HEADER, exponents_of
-from sameworld.asof.exact_variance import scratch_size
+from sameworld.asof.compiled import compiled
+from sameworld.asof.exact import HEADER, exponents_of, limbs_for
+from sameworld.asof.exact_variance import scratch_size, square_limbs_for
 from sameworld.asof.kernel import add, read
 from sameworld.asof.plan import Read
 from sameworld.asof.read import INTEGER_LIMBS, INTEGER_SQUARE_LIMBS, got_of, partials_of, words_for
@@ -30,13 +31,10 @@ _flags = numba.types.Array(numba.uint8, 1, "C", readonly=True)
 _table = numba.types.Array(numba.int64, 2, "C", readonly=True)
 
 
-@numba.njit(
+@compiled(
     numba.void(
         _table, _table, _words, numba.int64, _words, _words, _words, _words, _flags, _words, _words, _words, _words, numba.int64[:, ::1], numba.int64[:, ::1]
-    ),
-    cache=True,
-    nogil=True,
-)  # fmt: skip
+    ))  # fmt: skip
 def read_entities(
     rows: NDArray[np.int64],
     more: NDArray[np.int64],
@@ -114,8 +112,8 @@ def read_entities(
                     sum_limbs, square_limbs = INTEGER_LIMBS, INTEGER_SQUARE_LIMBS if op == SQUARES else 0
                     if is_float:
                         base, highest = exponents_of(words, valid, mask, low, high)
-                        sum_limbs = (highest - base + 32) // 32 + 2
-                        square_limbs = (2 * (highest - base) + 1 + 32) // 32 + 2 if op == SQUARES else 0
+                        sum_limbs = limbs_for(base, highest)
+                        square_limbs = square_limbs_for(base, highest) if op == SQUARES else 0
                 cell = np.zeros(HEADER + sum_limbs + square_limbs, np.int64)
                 for row in range(low, high):
                     if valid[row] & mask != 0 and available[row] < t <= superseded[row]:

@@ -18,15 +18,18 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from sameworld.asof.compiled import compiled
+
 HEADER = 4
 _MANTISSA = np.int64((1 << 52) - 1)
 _HIDDEN = np.int64(1 << 52)
 _LOW32 = np.int64((1 << 32) - 1)
-_LOWEST = -1074
+_SMALLEST = -1022  # the exponent of the smallest normal float64
+_TOP = np.uint64(1 << 63)
 CANONICAL_NAN = 0x7FF8000000000000
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def exponents_of(
     bits: NDArray[np.int64], valid: NDArray[Any], mask: int, low: int, high: int
 ) -> tuple[int, int]:
@@ -67,18 +70,19 @@ _SIGNATURE = numba.types.UniTuple(numba.int64, 2)(
 )
 
 
-@numba.njit(_SIGNATURE, cache=True, nogil=True)
+@compiled(_SIGNATURE)
 def exponent_range(bits: NDArray[np.int64], valid: NDArray[np.uint8]) -> tuple[int, int]:
     """Give `exponents_of` over all values; `valid` is 1 where one is not null."""
     return exponents_of(bits, valid, 1, 0, bits.shape[0])
 
 
+@compiled()
 def limbs_for(lowest: int, highest: int) -> int:
     """Give how many limbs hold any sum of fewer than 2**31 values with bits in [lowest, highest]."""
     return (highest - lowest + 1 + 31) // 32 + 2
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def add_float(cell: NDArray[np.int64], bits: int, base: int, sign: int) -> None:
     """Add one float64, given as its bits, to a partial (or take it away again: a sign of -1)."""
     cell[0] += sign
@@ -119,7 +123,7 @@ def add_float(cell: NDArray[np.int64], bits: int, base: int, sign: int) -> None:
         cell[limb + 2] += sign * third
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def add_integer(cell: NDArray[np.int64], value: int, sign: int) -> None:
     """Add one int64 to a partial whose base is 0 (or take it away again: a sign of -1)."""
     cell[0] += sign
@@ -127,7 +131,7 @@ def add_integer(cell: NDArray[np.int64], value: int, sign: int) -> None:
     cell[HEADER + 1] += sign * (value >> 32)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def carry(cell: NDArray[np.int64], limbs: NDArray[np.int64]) -> bool:
     """Write the magnitude of a partial's sum into `limbs` (each in [0, 2**32)) and give whether the sum is negative."""
     count = limbs.shape[0]
@@ -146,22 +150,15 @@ def carry(cell: NDArray[np.int64], limbs: NDArray[np.int64]) -> bool:
     return True
 
 
-@numba.njit(cache=True, nogil=True)
-def read_float(cell: NDArray[np.int64], base: int, limbs: NDArray[np.int64]) -> float:
-    """Round a partial's sum once, to the nearest float64.
+@compiled()
+def nearest(limbs: NDArray[Any], base: int, more: bool) -> float:
+    """Give the float64 nearest to a magnitude; ties to even, and an infinity beyond the largest.
 
     Args:
-        cell: a partial.
+        limbs: shape (n,), each in [0, 2**32).
         base: exponent of the lowest limb's lowest bit.
-        limbs: scratch, shape (number of limbs,).
+        more: whether the magnitude is a little more than the limbs say, by less than their lowest bit.
     """
-    if cell[1] > 0 or (cell[2] > 0 and cell[3] > 0):
-        return np.nan
-    if cell[2] > 0:
-        return np.inf
-    if cell[3] > 0:
-        return -np.inf
-    negative = carry(cell, limbs)
     top = limbs.shape[0] - 1
     while top >= 0 and limbs[top] == 0:
         top -= 1
@@ -171,7 +168,7 @@ def read_float(cell: NDArray[np.int64], base: int, limbs: NDArray[np.int64]) -> 
     first = np.uint64(limbs[top])
     second = np.uint64(limbs[top - 1]) if top >= 1 else np.uint64(0)
     third = np.uint64(limbs[top - 2]) if top >= 2 else np.uint64(0)
-    sticky = False
+    sticky = more
     for i in range(top - 2):
         if limbs[i] != 0:
             sticky = True
@@ -189,16 +186,41 @@ def read_float(cell: NDArray[np.int64], base: int, limbs: NDArray[np.int64]) -> 
     if (third << spare) & np.uint64(0xFFFFFFFF) != 0:
         sticky = True
     exponent = base + 32 * top + length - 64  # of the lowest of those 64 bits
-    kept = head >> np.uint64(11)
-    dropped = head & np.uint64(0x7FF)
-    half = np.uint64(0x400)
-    if dropped > half or (dropped == half and (sticky or kept & np.uint64(1) != 0)):
-        kept += np.uint64(1)
-    value = math.ldexp(float(kept), exponent + 11)
+    drop = 11 + max(_SMALLEST - (exponent + 63), 0)  # fewer bits are kept below the normal range
+    if drop > 64:
+        return 0.0
+    if drop == 64:
+        kept = np.uint64(1) if head > _TOP or sticky else np.uint64(0)
+    else:
+        kept = head >> np.uint64(drop)
+        dropped = head & ((np.uint64(1) << np.uint64(drop)) - np.uint64(1))
+        half = np.uint64(1) << np.uint64(drop - 1)
+        if dropped > half or (dropped == half and (sticky or kept & np.uint64(1) != 0)):
+            kept += np.uint64(1)
+    return math.ldexp(float(kept), exponent + drop)
+
+
+@compiled()
+def read_float(cell: NDArray[np.int64], base: int, limbs: NDArray[np.int64]) -> float:
+    """Round a partial's sum once, to the nearest float64.
+
+    Args:
+        cell: a partial.
+        base: exponent of the lowest limb's lowest bit.
+        limbs: scratch, shape (number of limbs,).
+    """
+    if cell[1] > 0 or (cell[2] > 0 and cell[3] > 0):
+        return np.nan
+    if cell[2] > 0:
+        return np.inf
+    if cell[3] > 0:
+        return -np.inf
+    negative = carry(cell, limbs)
+    value = nearest(limbs, base, False)
     return -value if negative else value
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def read_integer(cell: NDArray[np.int64], limbs: NDArray[np.int64]) -> tuple[int | np.int64, bool]:
     """Give a partial's sum as an int64 and whether it fits."""
     negative = carry(cell, limbs)

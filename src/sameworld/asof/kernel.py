@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import COUNT, DISTINCT, FIRST, SQUARES, SUM
+from sameworld.asof.compiled import compiled
 from sameworld.asof.exact import HEADER, add_float, add_integer, read_float, read_integer
 from sameworld.asof.exact_variance import add_square_float, add_square_integer, read_variance, scratch_size
 from sameworld.asof.schedule import Schedule
@@ -28,7 +29,7 @@ _schedule = numba.types.NamedTuple(
 _COMMON = (numba.int64, _schedule, numba.int64, numba.int64, _words, _flags, _words, _words)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def add(
     op: int,
     cell: NDArray[np.int64],
@@ -58,7 +59,7 @@ def add(
                 add_square_integer(cell, HEADER + sum_limbs, word, sign)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def read(
     op: int,
     cell: NDArray[np.int64],
@@ -87,10 +88,8 @@ def read(
     return cell[0], 0
 
 
-@numba.njit(
-    numba.void(*_COMMON, numba.boolean, numba.int64, numba.int64, numba.int64, _words, numba.int64[:, ::1], numba.int64[:, ::1]),
-    cache=True, nogil=True,
-)  # fmt: skip
+@compiled(
+    numba.void(*_COMMON, numba.boolean, numba.int64, numba.int64, numba.int64, _words, numba.int64[:, ::1], numba.int64[:, ::1]))  # fmt: skip
 def slide(
     op: int,
     schedule: Schedule,
@@ -201,7 +200,7 @@ _BITS = 4
 _BLOCK = 1 << _BITS
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _levels(rows: int) -> tuple[NDArray[np.int64], int]:
     """Give where each level of blocks begins, and how many blocks there are in all. Level 0 are the rows themselves."""
     begins = np.zeros(18, np.int64)
@@ -215,7 +214,7 @@ def _levels(rows: int) -> tuple[NDArray[np.int64], int]:
     return begins, total
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _scan(
     level: int, low: int, high: int, first: int, keys: NDArray[np.int64], flip: int, there: NDArray[np.uint8],
     begins: NDArray[np.int64], best: NDArray[np.int64], some: NDArray[np.uint8], found: int, key: int,
@@ -232,13 +231,13 @@ def _scan(
     return found, key
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _greatest(
     low: int, high: int, first: int, keys: NDArray[np.int64], flip: int, there: NDArray[np.uint8],
     begins: NDArray[np.int64], best: NDArray[np.int64], some: NDArray[np.uint8],
 ) -> tuple[int, int]:  # fmt: skip
     """Give whether there is a row among ranks low to high - 1, and the greatest key."""
-    found, key, level = 0, np.int64(0), 0
+    found, key, level = 0, 0, 0
     while low < high:
         whole_low, whole_high = (low + _BLOCK - 1) >> _BITS, high >> _BITS
         if whole_low >= whole_high:
@@ -254,7 +253,7 @@ def _greatest(
     return found, key
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _lower(
     rank: int, rows: int, first: int, keys: NDArray[np.int64], flip: int, there: NDArray[np.uint8],
     begins: NDArray[np.int64], best: NDArray[np.int64], some: NDArray[np.uint8],
@@ -272,9 +271,8 @@ def _lower(
         block >>= _BITS
 
 
-@numba.njit(
-    numba.void(*_COMMON, numba.boolean, numba.int64[:, ::1], numba.int64[:, ::1]), cache=True, nogil=True
-)  # fmt: skip
+@compiled(
+    numba.void(*_COMMON, numba.boolean, numba.int64[:, ::1], numba.int64[:, ::1]))  # fmt: skip
 def extremes(
     op: int,
     schedule: Schedule,
@@ -354,7 +352,7 @@ def extremes(
 _SHIFT = 6
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _previous(
     there: NDArray[np.uint8], few: NDArray[np.int32], many: NDArray[np.int32], low: int, high: int
 ) -> int:
@@ -372,7 +370,7 @@ def _previous(
     return -1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _next(
     there: NDArray[np.uint8], few: NDArray[np.int32], many: NDArray[np.int32], low: int, high: int
 ) -> int:
@@ -390,7 +388,7 @@ def _next(
     return -1
 
 
-@numba.njit(numba.void(*_COMMON, numba.int64, numba.int64[:, ::1]), cache=True, nogil=True)
+@compiled(numba.void(*_COMMON, numba.int64, numba.int64[:, ::1]))
 def positions(
     op: int,
     schedule: Schedule,

@@ -10,6 +10,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from sameworld.asof.compiled import compiled
 from sameworld.asof.threads import Threads
 
 KEYS = 5
@@ -20,7 +21,7 @@ _words = numba.types.Array(numba.int64, 1, "C", readonly=True)
 _keys = numba.types.UniTuple(_words, KEYS)
 
 
-@numba.njit(numba.int64[::1](_words, numba.int64), cache=True, nogil=True)
+@compiled(numba.int64[::1](_words, numba.int64))
 def group_starts(group: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
     """Give where each group's rows begin once they are together, shape (groups + 1,); rows of group -1 belong to none."""
     starts = np.zeros(groups + 1, np.int64)
@@ -32,7 +33,7 @@ def group_starts(group: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
     return starts
 
 
-@numba.njit(numba.int64[::1](_words, _words), cache=True, nogil=True)
+@compiled(numba.int64[::1](_words, _words))
 def by_group(group: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Give the rows group by group, within one as they came."""
     place = starts.copy()
@@ -44,7 +45,7 @@ def by_group(group: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.
     return order
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _refine(
     order: NDArray[np.int64], low: int, high: int, keys: NDArray[np.int64], local: NDArray[np.int64]
 ) -> bool:
@@ -77,9 +78,8 @@ def _refine(
     return False
 
 
-@numba.njit(
-    numba.void(numba.int64[::1], _words, numba.int64, numba.int64, _keys), cache=True, nogil=True
-)  # fmt: skip
+@compiled(
+    numba.void(numba.int64[::1], _words, numba.int64, numba.int64, _keys))  # fmt: skip
 def sort_groups(
     order: NDArray[np.int64],
     starts: NDArray[np.int64],

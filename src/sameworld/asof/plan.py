@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,23 +117,20 @@ def narrowed(groupings: Iterable[Grouping], aggregates: Iterable[Aggregate]) -> 
     wanted = {column for aggregate in aggregates for column in aggregate.columns}
     result: list[Grouping] = []
     for grouping in groupings:
-        reads: list[Read] = []
-        for read in grouping.reads:
-            kept = [
-                (window, name)
-                for window, name in zip(read.windows, read.names, strict=True)
-                if name in wanted
-            ]
-            if kept:
-                reads.append(
-                    Read(
-                        read.operation,
-                        read.inputs,
-                        read.arguments,
-                        tuple(w for w, _ in kept),
-                        tuple(n for _, n in kept),
-                    )
-                )
+        reads = only(grouping.reads, wanted)
         if reads:
-            result.append(Grouping(grouping.source, grouping.keys, grouping.inputs, tuple(reads)))
+            result.append(Grouping(grouping.source, grouping.keys, grouping.inputs, reads))
+    return tuple(result)
+
+
+def only(reads: Iterable[Read], names: Collection[str]) -> tuple[Read, ...]:
+    """Keep of reads the windows whose columns have certain names."""
+    result: list[Read] = []
+    for read in reads:
+        kept = [
+            (window, name) for window, name in zip(read.windows, read.names, strict=True) if name in names
+        ]
+        if kept:
+            windows, columns = tuple(w for w, _ in kept), tuple(name for _, name in kept)
+            result.append(Read(read.operation, read.inputs, read.arguments, windows, columns))
     return tuple(result)

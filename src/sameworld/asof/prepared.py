@@ -5,15 +5,17 @@ Engines and workers give batches of the columns of `rows.prepared_sql` with the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import NEVER
-from sameworld.asof.columns import InputColumn, input_column
+from sameworld.asof.columns import NO_WORDS, InputColumn, Texts, input_words
 from sameworld.asof.order import NO_KEY, sorted_order
 from sameworld.asof.read import SortedRows
 from sameworld.asof.threads import Threads
@@ -22,9 +24,143 @@ from sameworld.asof.versions import superseded_at
 World = Literal["as_of", "event_time"]
 """as_of: rows count when they were readable. event_time: every fact's last version counts as readable at its event time, as in a notebook's join."""
 
+Words = dict[str, NDArray[Any]]
+"""Columns of prepared rows: entity, event, available, gone, perhaps tie, version, fact_low, fact_high, no_fact and row, and words_0.., valid_0.. of the inputs."""
+
 _ROWS_A_BUCKET = 64
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _SIGN = np.uint64(1 << 63)
+
+
+class Reading:
+    """Batches of prepared rows as words.
+
+    Args:
+        families: of the inputs.
+        world: which rows count as readable when.
+    """
+
+    def __init__(self, families: Sequence[str | None], world: World) -> None:
+        self.families = list(families)
+        self.world: World = world
+        self.texts = {number: Texts() for number, family in enumerate(families) if family == "text"}
+
+    def words(self, batch: pa.RecordBatch) -> Words:
+        """Give a batch's columns as words.
+
+        Args:
+            batch: columns entity (-1: of no entity, but perhaps a version of a fact), event_time, available_at, input_0.. and, where the source has an id,
+                fact_low (and fact_high), version and deleted; tie where it may matter; and row, the row's number, where it is wanted.
+        """
+        event, gone = _filled(batch.column("event_time"))
+        available, unreadable = _filled(batch.column("available_at"))
+        if self.world == "event_time":
+            available = np.where(unreadable, event, available)
+            unreadable = gone
+        result: Words = {
+            "entity": batch.column("entity").to_numpy(),
+            "event": event,
+            "available": np.where(unreadable, NEVER, available) if unreadable.any() else available,
+        }
+        names = set(batch.schema.names)
+        if "tie" in names:
+            result["tie"] = np.bitwise_xor(batch.column("tie").to_numpy(), _SIGN).view(np.int64)
+        if "fact_low" in names:
+            gone = gone | batch.column("deleted").to_numpy(zero_copy_only=False)
+            result["fact_low"], result["no_fact"] = _filled(batch.column("fact_low"))
+            if "fact_high" in names:
+                result["fact_high"] = _filled(batch.column("fact_high"))[0]
+            result["version"] = batch.column("version").to_numpy()
+        if "row" in names:
+            result["row"] = batch.column("row").to_numpy()
+        result["gone"] = gone
+        for number, family in enumerate(self.families):
+            words, valid = input_words(family, batch.column(f"input_{number}"), self.texts.get(number))
+            result[f"valid_{number}"] = valid
+            if family is not None:
+                result[f"words_{number}"] = words
+        return result
+
+
+def gathered(parts: Iterable[Words], rows: int = 0) -> Words:
+    """Give the parts' columns one after the other.
+
+    Args:
+        parts: at least one, be it empty.
+        rows: how many rows there are at most, if that is known: nothing is copied twice then.
+    """
+    kept: Words = {}
+    size = 0
+    for part in parts:
+        more = next(iter(part.values())).shape[0]
+        for name, column in part.items():
+            if name not in kept:
+                kept[name] = np.empty(max(rows, more), column.dtype)
+            elif kept[name].shape[0] < size + more:
+                grown = np.empty(max(2 * kept[name].shape[0], size + more), column.dtype)
+                grown[:size] = kept[name][:size]
+                kept[name] = grown
+            kept[name][size : size + more] = column
+        size += more
+    return {name: column[:size] for name, column in kept.items()}
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """What `sort` gives: the rows, and the number of each (`row`), where the columns had one; else its place among them."""
+
+    rows: SortedRows
+    row: NDArray[np.int64]
+    tie: NDArray[np.int64]
+
+
+def sort(columns: Words, reading: Reading, entities: int, run: Threads) -> Sorted:
+    """Give the rows that live at some time, sorted by (entity, event time, available time, version, tie).
+
+    Args:
+        columns: all of them; emptied, so that memory is given back on the way.
+        reading: what made them.
+        entities: how many there are.
+        run: threads.
+    """
+    event, available = columns.pop("event"), columns.pop("available")
+    tie, version = columns.pop("tie", NO_KEY), columns.pop("version", NO_KEY)
+    gone = columns.pop("gone")
+    superseded = NO_KEY
+    if "fact_low" in columns:
+        superseded = _superseded(
+            columns.pop("fact_low"),
+            columns.pop("fact_high", NO_KEY),
+            columns.pop("no_fact"),
+            (version, available, tie),
+            run,
+        )
+        gone |= available >= superseded
+        if reading.world == "event_time":
+            gone |= superseded != NEVER
+    gone |= available == NEVER
+    if reading.world == "event_time":
+        available = event
+    entity = columns.pop("entity")
+    entity = np.where(gone, -1, entity) if gone.any() else np.ascontiguousarray(entity)
+    del gone
+    order, starts = sorted_order(entity, entities, (event, available, version, tie), run)
+    del entity, version
+    inputs: list[InputColumn] = []
+    for number, family in enumerate(reading.families):
+        words = columns.pop(f"words_{number}")[order] if family is not None else NO_WORDS
+        valid = columns.pop(f"valid_{number}")[order]
+        inputs.append(
+            reading.texts[number].column(words, valid)
+            if family == "text"
+            else InputColumn(family, words, valid)
+        )
+    ends = superseded[order] if superseded.shape[0] else superseded
+    if ends.shape[0] and (ends == NEVER).all():
+        ends = NO_KEY
+    row = columns.pop("row")[order] if "row" in columns else order
+    rows = SortedRows(starts, event[order], available[order], ends, inputs)
+    return Sorted(rows, row, tie[order] if tie.shape[0] else tie)
 
 
 def sorted_rows(
@@ -34,89 +170,30 @@ def sorted_rows(
     *,
     world: World,
     run: Threads,
-) -> tuple[SortedRows, NDArray[np.int64]]:
-    """Give the rows that live at some time, sorted by (entity, event time, available time, version, tie).
-
-    Args:
-        batches: columns entity (-1: of no entity, but perhaps a version of a fact), event_time, available_at, input_0.. and, where the source has an id,
-            fact_low (and fact_high), version and deleted; and tie where it may matter.
-        families: of the inputs.
-        entities: how many there are.
-        world: which rows count as readable when.
-        run: threads.
-
-    Returns:
-        The rows, and which row of the batches, counted through them, each is.
-    """
-    columns = _together(batches, len(families))
-    event, no_event = _times(columns.pop("event_time"))
-    available, unreadable = _times(columns.pop("available_at"))
-    if world == "event_time":
-        available = np.where(unreadable, event, available)
-        unreadable = no_event
-    available = np.where(unreadable, NEVER, available) if unreadable.any() else available
-    entity = columns.pop("entity").to_numpy()
-    tie = np.bitwise_xor(columns.pop("tie").to_numpy(), _SIGN).view(np.int64) if "tie" in columns else NO_KEY
-    version = columns.pop("version").to_numpy() if "version" in columns else NO_KEY
-    superseded = NO_KEY
-    gone = no_event | unreadable
-    if "fact_low" in columns:
-        fact, no_fact = _times(columns.pop("fact_low"))
-        more = _times(columns.pop("fact_high"))[0] if "fact_high" in columns else NO_KEY
-        superseded = _superseded(fact, more, no_fact, version, available, tie, run)
-        gone |= (available >= superseded) | columns.pop("deleted").to_numpy(zero_copy_only=False)
-        if world == "event_time":
-            gone |= superseded != NEVER
-    if world == "event_time":
-        available = event
-    entity = np.where(gone, -1, entity) if gone.any() else entity
-    order, starts = sorted_order(
-        np.ascontiguousarray(entity, np.int64), entities, (event, available, version, tie), run
-    )
-    inputs: list[InputColumn] = []
-    for number, family in enumerate(families):
-        column = input_column(family, columns.pop(f"input_{number}"))
-        words = column.words[order] if column.words.shape[0] else column.words
-        inputs.append(InputColumn(family, words, column.valid[order], column.texts))
-    ends = superseded[order] if superseded.shape[0] else superseded
-    if ends.shape[0] and (ends == NEVER).all():
-        ends = NO_KEY
-    return SortedRows(starts, event[order], available[order], ends, inputs), order
+    rows: int = 0,
+) -> Sorted:
+    """Give `sort` of batches, see `Reading.words`; `rows` is how many there are at most, if that is known."""
+    reading = Reading(families, world)
+    return sort(gathered(_words(reading, batches), rows), reading, entities, run)
 
 
-def _together(batches: Iterable[pa.RecordBatch], inputs: int) -> dict[str, pa.Array]:
-    """Give the batches' columns, each as one array; a batch is let go of as soon as its columns are taken."""
-    parts: dict[str, list[pa.Array]] = {}
-    schema: pa.Schema | None = None
+def _words(reading: Reading, batches: Iterable[pa.RecordBatch]) -> Iterator[Words]:
     for batch in batches:
-        schema = batch.schema
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            parts.setdefault(name, []).append(column)
-    assert schema is not None, "an engine gives at least one batch, be it empty"
-    result: dict[str, pa.Array] = {}
-    for name in list(parts):
-        arrays = parts.pop(name)
-        result[name] = pa.concat_arrays(arrays) if len(arrays) > 1 else arrays[0]
-    return result
+        yield reading.words(batch)
 
 
-def _times(column: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _filled(column: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Give int64 values, 0 where null, and which are null."""
-    none = (
-        column.is_null().to_numpy(zero_copy_only=False)
-        if column.null_count
-        else np.zeros(len(column), np.bool_)
-    )
-    return (column.fill_null(0) if column.null_count else column).to_numpy(), none
+    if not column.null_count:
+        return column.to_numpy(), np.zeros(len(column), np.bool_)
+    return pc.fill_null(column, 0).to_numpy(), column.is_null().to_numpy(zero_copy_only=False)
 
 
 def _superseded(
     fact: NDArray[np.int64],
     more: NDArray[np.int64],
     no_fact: NDArray[np.bool_],
-    version: NDArray[np.int64],
-    available: NDArray[np.int64],
-    tie: NDArray[np.int64],
+    order_of_versions: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
     run: Threads,
 ) -> NDArray[np.int64]:
     """Give when each row version stops being the truth; NEVER for rows without a fact."""
@@ -125,12 +202,13 @@ def _superseded(
     mixed = (fact.view(np.uint64) * _MIX) >> np.uint64(32)
     bucket = (mixed % np.uint64(buckets)).astype(np.int64)
     bucket[no_fact] = -1
-    order, _ = sorted_order(bucket, buckets, (fact, more, version, available, tie), run)
+    # A fact is in one bucket only, so rows of one fact lie together.
+    order, _ = sorted_order(bucket, buckets, (fact, more, *order_of_versions), run)
+    del bucket, mixed
     same = np.zeros(order.shape[0], np.bool_)
     same[1:] = fact[order[1:]] == fact[order[:-1]]
     if more.shape[0]:
         same[1:] &= more[order[1:]] == more[order[:-1]]
-    # Buckets are apart even if the last fact of one and the first of the next were alike: a fact is in one bucket only.
     result = np.full(rows, NEVER, np.int64)
-    result[order] = superseded_at(same, available[order])
+    result[order] = superseded_at(same, order_of_versions[1][order])
     return result

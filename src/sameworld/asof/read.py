@@ -180,7 +180,9 @@ def _schedule(
 ) -> Schedule:
     moments, supersedes = at.shape[0], rows.superseded.shape[0] > 0
     schedule = Schedule(
-        np.array(rows.starts, np.int64),  # copies: the compiled kernels take only arrays that can be written here
+        np.array(
+            rows.starts, np.int64
+        ),  # copies: the compiled kernels take only arrays that can be written here
         np.array(moment_starts, np.int64),
         np.empty(rows.event.shape[0], np.int32),
         np.empty(moments, np.int32),

@@ -123,6 +123,7 @@ def prepared_sql(
     *,
     stamped: bool = False,
     fact_words: bool = False,
+    numbered: bool = False,
 ) -> str:
     """The query that prepares a source's rows for one grouping.
 
@@ -133,6 +134,7 @@ def prepared_sql(
         relation: what to select from; has at least the columns of `schema`.
         stamped: the relation has `__available_us`, the stamp of the commit that made each row readable, null where the row says it itself (in a replay).
         fact_words: give `fact_low` and perhaps `fact_high`, too: see `fact_words_sql`.
+        numbered: give `row`, the number of the row in the relation's own order, too.
     """
     fact = f"{quoted(source.id)}::VARCHAR" if source.id else "NULL::VARCHAR"
     deleted = f"coalesce({quoted(source.deleted)}::BOOLEAN, false)" if source.deleted else "false"
@@ -141,6 +143,9 @@ def prepared_sql(
     if fact_words and source.id:
         low, high = fact_words_sql(source, schema)
         columns += [f"{low} AS fact_low"] + ([f"{high} AS fact_high"] if high else [])
+    if numbered:
+        columns.append("__row AS row")
+        relation = f"(SELECT *, row_number() OVER () - 1 AS __row FROM {relation})"
     inner = f"SELECT *, {instant_sql(source.event_time, schema[source.event_time], source.timezone)} AS __event_us FROM {relation}"
     declared = available_sql(source, schema)
     available = f"coalesce(__available_us, {declared})" if stamped else declared

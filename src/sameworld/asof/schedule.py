@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import BEGINNING, NEVER
+from sameworld.asof.compiled import compiled
 
 _words = numba.types.Array(numba.int64, 1, "C", readonly=True)
 _ranks = numba.int32[::1]
@@ -40,7 +41,7 @@ class Schedule(NamedTuple):
     edges: NDArray[np.int32]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def first_at_or_after(event: NDArray[np.int64], low: int, high: int, time: int) -> int:
     """Give the first of the rows low to high - 1 whose event time is not before `time`."""
     while low < high:
@@ -52,7 +53,7 @@ def first_at_or_after(event: NDArray[np.int64], low: int, high: int, time: int) 
     return low
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def edge_time(at: int, offset: int) -> int:
     """`at + offset`, kept inside int64."""
     if offset == BEGINNING:
@@ -65,7 +66,7 @@ def edge_time(at: int, offset: int) -> int:
     return at + offset
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _first_after(times: NDArray[np.int64], low: int, high: int, near: int, time: int) -> int:
     """Give the first of low to high - 1 whose time is after `time`, looking first around `near`."""
     step = 1
@@ -95,7 +96,7 @@ _SIGNATURE = numba.void(
 )  # fmt: skip
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _in_buckets(
     bucket: NDArray[np.int32], rows: int, order: NDArray[np.int32], counts: NDArray[np.int32]
 ) -> None:
@@ -111,7 +112,7 @@ def _in_buckets(
             counts[bucket[rank]] += 1
 
 
-@numba.njit(_SIGNATURE, cache=True, nogil=True)
+@compiled(_SIGNATURE)
 def schedule_entities(
     row_starts: NDArray[np.int64],
     moment_starts: NDArray[np.int64],

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import NEVER
+from sameworld.asof.compiled import compiled
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def superseded_at(same_as_previous: NDArray[np.bool_], available: NDArray[np.int64]) -> NDArray[np.int64]:
     """Give the time at which each row version is superseded.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import AGGREGATIONS, NEVER
 from sameworld.asof.columns import InputColumn, input_column
-from sameworld.asof.plan import Grouping
+from sameworld.asof.plan import Grouping, Input
 from sameworld.asof.prepared import World, sorted_rows
-from sameworld.asof.read import read_windows
 from sameworld.asof.rows import (
     available_sql,
     fact_words_sql,
@@ -31,10 +30,16 @@ from sameworld.asof.schema import Schema, kind_of
 from sameworld.asof.threads import Threads
 from sameworld.asof.versions import SORTED_BY
 from sameworld.definitions.source import Source
+from sameworld.engines.cache import Cache
 from sameworld.engines.interface import Asked, Rows
+from sameworld.engines.kept import Kept, read_at
 from sameworld.errors import DataError
 
 _BATCH_ROWS = 1_000_000
+
+
+def _silent(_: str) -> None:
+    """Say nothing."""
 
 
 class DuckDBEngine:
@@ -44,10 +49,18 @@ class DuckDBEngine:
         folder: what relative paths in definitions start from.
         threads: how many cores to use; all by default.
         memory_limit: DuckDB's own, such as "4GB"; it spills to disk beyond it.
+        cache: where sorted sources and finished columns are kept; without it nothing is.
+        say: told what is being done.
     """
 
     def __init__(
-        self, folder: Path | None = None, *, threads: int | None = None, memory_limit: str | None = None
+        self,
+        folder: Path | None = None,
+        *,
+        threads: int | None = None,
+        memory_limit: str | None = None,
+        cache: Path | None = None,
+        say: Callable[[str], None] = _silent,
     ) -> None:
         self._folder = folder or Path()
         self._threads = threads or os.cpu_count() or 1
@@ -59,6 +72,7 @@ class DuckDBEngine:
         # Long queries would draw it over whatever a command prints.
         self._con.execute("SET enable_progress_bar = false")
         self._tables = 0
+        self._kept = None if cache is None else Kept(Cache(cache), self, self._threads, say)
 
     def close(self) -> None:
         """Give back memory and temporary files."""
@@ -106,7 +120,7 @@ class DuckDBEngine:
             ) from error
 
     def _relation(self, text: str, what: str) -> str:
-        if text.split(maxsplit=1)[:1] and text.split(maxsplit=1)[0].upper() in {"SELECT", "FROM", "WITH"}:
+        if _is_query(text):
             return f"({text})"
         path = str(self._folder / text)
         if not any(sign in path for sign in "*?[") and not Path(path).exists():
@@ -116,7 +130,7 @@ class DuckDBEngine:
                 expected="a Parquet or CSV file, a glob, or a DuckDB query",
                 do="correct the path; relative paths start from the world file's folder.",
             )
-        if path.removesuffix(".gz").endswith((".csv", ".tsv")):
+        if _is_csv(path):
             return f"read_csv({literal(path)}, sample_size = -1)"
         return f"read_parquet({literal(path)})"
 
@@ -131,76 +145,139 @@ class DuckDBEngine:
     ) -> dict[str, pa.Array]:
         result: dict[str, pa.Array] = {}
         for grouping in groupings:
-            content = grouping.source.content
-            result.update(
-                self._aggregate(
-                    grouping, schemas[content], asked, rows.get(content, Rows(grouping.source.data)), world
-                )
-            )
+            schema = schemas[grouping.source.content]
+            where = rows.get(grouping.source.content, Rows(grouping.source.data))
+            files = self.files(where.data) if where.log is None else None
+            if self._kept is not None and files:
+                result.update(self._kept.aggregates(grouping, schema, asked, where, world, files))
+            else:
+                result.update(self._aggregate(grouping, schema, asked, where, world))
         return result
 
     def _aggregate(
         self, grouping: Grouping, schema: Schema, asked: Asked, rows: Rows, world: World
     ) -> dict[str, pa.Array]:
-        with Threads(self._threads) as run:
-            codes, entities = self._entities(grouping, schema, asked)
-            families = [item.family(schema) for item in grouping.inputs]
-            ordered = any(AGGREGATIONS[read.operation].ordered for read in grouping.reads)
-            with self._prepared(grouping, schema, rows, fact_words=True) as prepared:
-                batches = self._batches(grouping, schema, prepared, ordered)
-                sorted_, _ = sorted_rows(batches, families, entities + 1, world=world, run=run)
-            self._con.execute("DROP TABLE IF EXISTS entities")
-            # One more entity, without rows, for moments whose keys no row has or one of whose keys is null.
-            order = np.lexsort((asked.at, asked.as_of, codes))
-            moment_starts = np.searchsorted(codes[order], np.arange(entities + 2))
-            back = np.empty_like(order)
-            back[order] = np.arange(order.shape[0])
-            return read_windows(
-                grouping.reads,
-                sorted_,
-                moment_starts,
-                asked.as_of[order],
-                asked.at[order],
-                places=back,
-                run=run,
-            )
-
-    def _entities(self, grouping: Grouping, schema: Schema, asked: Asked) -> tuple[NDArray[np.int64], int]:
-        """Number the entities asked about in a table `entities`; give each moment's number and how many there are, which is the number where a key is null."""
+        """Sort only the rows of the entities asked about, and keep nothing."""
+        present = " AND ".join(f"{key} IS NOT NULL" for key in _key_names(grouping))
         names = ", ".join(_key_names(grouping))
+        with Threads(self._threads) as run, self._asked(grouping, schema, asked):
+            entities = self._number(f"SELECT DISTINCT {names} FROM asked WHERE {present}", names)
+            codes = self._codes(grouping, "entities", asked)
+            with self._prepared(grouping, schema, rows, fact_words=True) as prepared:
+                families = [item.family(schema) for item in grouping.inputs]
+                ordered = any(AGGREGATIONS[read.operation].ordered for read in grouping.reads)
+                batches = self._batches(grouping, schema, prepared, ordered=ordered)
+                # One more entity, without rows, for moments whose keys no row has or one of whose keys is null.
+                made = sorted_rows(
+                    batches, families, entities + 1, world=world, run=run, rows=self._most_rows(rows.data)
+                )
+            self._con.execute("DROP TABLE IF EXISTS entities")
+            return read_at(made.rows, codes, asked, grouping.reads, run)
+
+    @contextmanager
+    def _asked(self, grouping: Grouping, schema: Schema, asked: Asked) -> Generator[None]:
+        """Have the moments' keys in a table `asked`."""
         kinds = {"integer": "BIGINT", "text": "VARCHAR", "boolean": "BOOLEAN", "instant": "BIGINT"}
         keys = ", ".join(
             f"{f'epoch_us({quoted(key)})' if kind_of(schema[key]) == 'instant' else quoted(key)}::{kinds[kind_of(schema[key])]} AS key_{i}"
             for i, key in enumerate(grouping.keys)
         )
         number = pa.array(np.arange(asked.at.shape[0]))
-        asked_keys = asked.keys.select(list(grouping.keys)).append_column("__moment", number)
-        self._con.register("asked_keys", asked_keys)
+        self._con.register(
+            "asked_keys", asked.keys.select(list(grouping.keys)).append_column("__moment", number)
+        )
         self._con.execute(f"CREATE OR REPLACE TEMP TABLE asked AS SELECT __moment, {keys} FROM asked_keys")
         self._con.unregister("asked_keys")
-        present = " AND ".join(f"{key} IS NOT NULL" for key in _key_names(grouping))
-        self._number(f"SELECT DISTINCT {names} FROM asked WHERE {present}", names)
-        found = self._con.execute(
-            f"SELECT __moment, entity FROM asked JOIN entities USING ({names})"
-        ).fetchnumpy()
-        count = self._con.execute("SELECT count(*) FROM entities").fetchall()[0][0]
-        self._con.execute("DROP TABLE asked")
-        codes = np.full(asked.at.shape[0], count, np.int64)
-        codes[np.asarray(found["__moment"])] = np.asarray(found["entity"])
-        return codes, count
+        yield
+        self._con.execute("DROP TABLE IF EXISTS asked")
 
-    def _number(self, keys: str, names: str) -> None:
+    def _codes(self, grouping: Grouping, entities: str, asked: Asked) -> NDArray[np.int64]:
+        names = ", ".join(_key_names(grouping))
+        found = self._con.execute(
+            f"SELECT __moment, entity FROM asked JOIN {entities} USING ({names})"
+        ).fetchnumpy()
+        codes = np.full(asked.at.shape[0], -1, np.int64)
+        codes[np.asarray(found["__moment"])] = np.asarray(found["entity"])
+        return codes
+
+    # what `Kept` needs
+
+    def files(self, data: Any) -> list[Path] | None:
+        """Give the files of a source in the order in which they are read; None when it is a table or a query."""
+        if isinstance(data, pa.Table) or _is_query(str(data)):
+            return None
+        path = str(self._folder / str(data))
+        return [
+            Path(row[0])
+            for row in self._con.execute(f"SELECT file FROM glob({literal(path)}) ORDER BY file").fetchall()
+        ]
+
+    def count(self, data: Any) -> int:
+        return self._most_rows(data)
+
+    def number_entities(self, grouping: Grouping, schema: Schema, rows: Rows) -> pa.Table:
+        names = ", ".join(_key_names(grouping))
+        present = " AND ".join(f"{key} IS NOT NULL" for key in _key_names(grouping))
+        with self._prepared(grouping, schema, rows) as prepared:
+            self._number(
+                f"SELECT {names}, count(*) AS rows FROM ({prepared}) WHERE {present} GROUP BY ALL",
+                f"{names}, rows",
+            )
+        return self._con.sql("SELECT * FROM entities ORDER BY entity").to_arrow_table()
+
+    def batches(self, grouping: Grouping, schema: Schema, rows: Rows) -> Iterator[pa.RecordBatch]:
+        with self._prepared(grouping, schema, rows, fact_words=True, numbered=True) as prepared:
+            yield from self._batches(grouping, schema, prepared, ordered=True, numbered=True)
+        self._con.execute("DROP TABLE IF EXISTS entities")
+
+    def inputs(
+        self, grouping: Grouping, schema: Schema, rows: Rows, inputs: Sequence[Input]
+    ) -> Iterator[pa.RecordBatch]:
+        wanted = Grouping(grouping.source, grouping.keys, tuple(inputs), ())
+        names = ", ".join(f"input_{i}" for i in range(len(inputs)))
+        # Without the cutover: rows are known by their number among all.
+        with self._prepared(wanted, schema, Rows(rows.data)) as prepared:
+            reader = self._con.sql(f"SELECT {names} FROM ({prepared})").to_arrow_reader(_BATCH_ROWS)
+            yield pa.RecordBatch.from_pylist([], schema=reader.schema)
+            yield from reader
+
+    def codes(self, entities: Path, grouping: Grouping, schema: Schema, asked: Asked) -> NDArray[np.int64]:
+        with self._asked(grouping, schema, asked):
+            return self._codes(grouping, f"read_parquet({literal(str(entities))})", asked)
+
+    def _most_rows(self, data: Any) -> int:
+        """Give how many rows there are at most, where that costs nothing to know; else 0."""
+        if isinstance(data, pa.Table):
+            return data.num_rows
+        if _is_query(str(data)) or _is_csv(str(data)):
+            return 0
+        path = literal(str(self._folder / str(data)))
+        return int(
+            self._con.execute(
+                f"SELECT coalesce(sum(num_rows), 0) FROM parquet_file_metadata({path})"
+            ).fetchall()[0][0]
+        )
+
+    def _number(self, keys: str, names: str) -> int:
+        """Have a table `entities` of keys with their numbers, from 0; give how many there are."""
         self._con.execute(
             f"CREATE OR REPLACE TEMP TABLE entities AS SELECT {names}, row_number() OVER () - 1 AS entity FROM ({keys})"
         )
+        return int(self._con.execute("SELECT count(*) FROM entities").fetchall()[0][0])
 
     def _batches(
-        self, grouping: Grouping, schema: Schema, prepared: str, ordered: bool
+        self,
+        grouping: Grouping,
+        schema: Schema,
+        prepared: str,
+        *,
+        ordered: bool,
+        numbered: bool = False,
     ) -> Iterator[pa.RecordBatch]:
-        """Give prepared rows with the number of their entity, in any order, as `sorted_rows` takes them."""
+        """Give prepared rows with the number of their entity, in any order, as `Reading` takes them."""
         source, names = grouping.source, ", ".join(_key_names(grouping))
         inputs = [f"input_{i}" for i in range(len(grouping.inputs))]
-        columns = ["event_time", "available_at", *inputs]
+        columns = ["event_time", "available_at", *inputs, *(["row"] if numbered else [])]
         if source.id is None:
             joined = f"({prepared}) JOIN entities USING ({names})"
             entity = "entity"
@@ -233,34 +310,31 @@ class DuckDBEngine:
         """
         names = ", ".join(_key_names(grouping))
         present = " AND ".join(f"{key} IS NOT NULL" for key in _key_names(grouping))
-        with (
-            self._prepared(grouping, schema, rows, fact_words=True) as prepared,
-            Threads(self._threads) as run,
-        ):
+        with self._prepared(grouping, schema, rows, fact_words=True) as prepared:
             if not entities:
                 self._number(f"SELECT DISTINCT {names} FROM ({prepared}) WHERE {present} ORDER BY ALL", names)
-            count = self._con.execute("SELECT count(*) FROM entities").fetchall()[0][0]
+            count = int(self._con.execute("SELECT count(*) FROM entities").fetchall()[0][0])
             table = self._con.sql(
-                f"SELECT *, coalesce(entity, -1) AS entity_number FROM ({prepared}) LEFT JOIN entities USING ({names})"
+                f"SELECT *, coalesce(entity, -1) AS number FROM ({prepared}) LEFT JOIN entities USING ({names})"
             ).to_arrow_table()
         self._con.execute("DROP TABLE IF EXISTS entities")
-        inputs = [f"input_{i}" for i in range(len(grouping.inputs))]
-        taken = ["event_time", "available_at", "tie", "version"]
+        order = ["event_time", "available_at", "tie"]
         if grouping.source.id is not None:
-            taken += [n for n in ("deleted", "fact_low", "fact_high") if n in table.column_names]
-        given = table.select([*taken, "entity_number"]).rename_columns([*taken, "entity"])
-        empty = pa.RecordBatch.from_pylist([], schema=given.schema)
+            order += [
+                name for name in ("version", "deleted", "fact_low", "fact_high") if name in table.column_names
+            ]
+        given = table.select([*order, "number"]).rename_columns([*order, "entity"])
         with Threads(self._threads) as run:
-            kept, order = sorted_rows([empty, *given.to_batches()], [], count, world=world, run=run)
+            batches = [pa.RecordBatch.from_pylist([], schema=given.schema), *given.to_batches()]
+            made = sorted_rows(batches, [], count, world=world, run=run, rows=table.num_rows)
+        inputs = [f"input_{i}" for i in range(len(grouping.inputs))]
+        kept = made.rows
         result = table.select([*_key_names(grouping), "fact", "version", "tie", *inputs]).take(
-            pa.array(order)
+            pa.array(made.row)
         )
-        ends = kept.superseded if kept.superseded.shape[0] else np.full(order.shape[0], NEVER)
-        for name, values in (
-            ("event_time", kept.event),
-            ("available_at", kept.available),
-            ("superseded_at", ends),
-        ):
+        ends = kept.superseded if kept.superseded.shape[0] else np.full(made.row.shape[0], NEVER)
+        times = {"event_time": kept.event, "available_at": kept.available, "superseded_at": ends}
+        for name, values in times.items():
             result = result.append_column(name, pa.array(values))
         return result
 
@@ -298,8 +372,10 @@ class DuckDBEngine:
         self, grouping: Grouping, schema: Schema, keys: pa.Table, rows: Rows
     ) -> list[dict[str, Any]]:
         """Give all row versions of one entity as plain rows; `keys` has one row."""
-        nowhen = np.zeros(1, np.int64)
-        self._entities(grouping, schema, Asked(keys, nowhen, nowhen))
+        nowhen = np.zeros(keys.num_rows, np.int64)
+        names = ", ".join(_key_names(grouping))
+        with self._asked(grouping, schema, Asked(keys, nowhen, nowhen)):
+            self._number(f"SELECT DISTINCT {names} FROM asked", names)
         return self.sorted_rows(grouping, schema, rows, "as_of", entities=True).to_pylist()
 
     def fingerprint(
@@ -315,13 +391,21 @@ class DuckDBEngine:
 
     @contextmanager
     def _prepared(
-        self, grouping: Grouping, schema: Schema, rows: Rows, *, fact_words: bool = False
+        self,
+        grouping: Grouping,
+        schema: Schema,
+        rows: Rows,
+        *,
+        fact_words: bool = False,
+        numbered: bool = False,
     ) -> Generator[str]:
         """Give the query of a grouping's prepared rows: the files', up to the cutover, and the event log's."""
         source = grouping.source
         with self._readable(rows.data, f"source {source.name!r}") as relation:
             about = (source, schema, grouping.keys, grouping.inputs)
-            prepared = f"SELECT * FROM ({prepared_sql(*about, relation, fact_words=fact_words)})"
+            prepared = (
+                f"SELECT * FROM ({prepared_sql(*about, relation, fact_words=fact_words, numbered=numbered)})"
+            )
             if rows.cutover is not None:
                 prepared += f" WHERE available_at < {rows.cutover}"
             if rows.log is None:
@@ -343,3 +427,15 @@ def input_columns(grouping: Grouping, schema: Schema, table: pa.Table) -> list[I
 
 def _key_names(grouping: Grouping) -> list[str]:
     return [f"key_{i}" for i in range(len(grouping.keys))]
+
+
+def _is_query(text: str) -> bool:
+    return text.split(maxsplit=1)[:1] != [] and text.split(maxsplit=1)[0].upper() in {
+        "SELECT",
+        "FROM",
+        "WITH",
+    }
+
+
+def _is_csv(path: str) -> bool:
+    return path.removesuffix(".gz").endswith((".csv", ".tsv"))

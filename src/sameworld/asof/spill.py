@@ -1,0 +1,185 @@
+"""Sorted rows as files, and rows that are too many for memory: split into ranges of entities on disk, sorted one range at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sameworld.asof.aggregations import BEGINNING, NEVER
+from sameworld.asof.columns import NO_WORDS, InputColumn
+from sameworld.asof.order import NO_KEY
+from sameworld.asof.prepared import Reading, Sorted, Words, sort
+from sameworld.asof.read import SortedRows
+from sameworld.asof.threads import Threads
+
+
+class Ranges:
+    """Rows split into ranges of entities, each range's columns in files of their own.
+
+    Args:
+        folder: for the files; exists.
+        cuts: shape (ranges + 1,), rising from 0: entities cuts[i] to cuts[i + 1] - 1 are range i.
+    """
+
+    def __init__(self, folder: Path, cuts: NDArray[np.int64]) -> None:
+        self._folder, self._cuts = folder, cuts
+        self._files: dict[tuple[int, str], BinaryIO] = {}
+        self._kinds: dict[str, np.dtype[Any]] = {}
+
+    def put(self, words: Words) -> None:
+        """Add rows; those of no entity are left out."""
+        part = np.searchsorted(self._cuts, words["entity"], side="right") - 1
+        order = np.argsort(part, kind="stable")
+        bounds = np.searchsorted(part[order], np.arange(self._cuts.shape[0]))
+        for name, column in words.items():
+            self._kinds[name] = column.dtype
+            moved = column[order]
+            for number in range(self._cuts.shape[0] - 1):
+                self._file(number, name).write(moved[bounds[number] : bounds[number + 1]].data)
+
+    def _file(self, number: int, name: str) -> BinaryIO:
+        if (number, name) not in self._files:
+            self._files[number, name] = (self._folder / f"{name}.{number}").open("wb", buffering=1 << 20)
+        return self._files[number, name]
+
+    def sorted(self, reading: Reading, run: Threads) -> Iterator[Sorted]:
+        """Give each range's rows, sorted; its files go on the way. Entities are numbered from the range's first."""
+        for file in self._files.values():
+            file.close()
+        for number in range(self._cuts.shape[0] - 1):
+            words: Words = {}
+            for name, kind in self._kinds.items():
+                path = self._folder / f"{name}.{number}"
+                words[name] = np.fromfile(path, kind)
+                path.unlink()
+            first, last = int(self._cuts[number]), int(self._cuts[number + 1])
+            words["entity"] -= first
+            yield sort(words, reading, last - first, run)
+
+
+def cuts_of(counts: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Give ranges of entities with about `most` rows each; an entity is never cut."""
+    total = np.cumsum(counts)
+    whole = int(total[-1]) if total.shape[0] else 0
+    inner = np.searchsorted(total, np.arange(most, whole, most))
+    return np.unique(np.concatenate([[0], inner, [counts.shape[0]]])).astype(np.int64)
+
+
+class _Files:
+    """Columns of words, each appended to a file of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, BinaryIO] = {}
+        self.kinds: dict[str, str] = {}
+
+    def add(self, name: str, column: NDArray[Any]) -> None:
+        if name not in self._open:
+            self._open[name] = (self._folder / name).open("wb", buffering=1 << 20)
+            self.kinds[name] = column.dtype.str
+        self._open[name].write(np.ascontiguousarray(column).data)
+
+    def close(self, **about: Any) -> None:
+        for file in self._open.values():
+            file.close()
+        (self._folder / "layout.json").write_text(json.dumps({"kinds": self.kinds, **about}))
+
+
+def write(folder: Path, parts: Iterable[Sorted], inputs: Sequence[Path]) -> int:
+    """Write sorted rows, part after part of their entities, as files of words.
+
+    Args:
+        folder: for the rows.
+        parts: at least one.
+        inputs: a folder for each input.
+
+    Returns:
+        The latest time at which a row became readable or was superseded; BEGINNING when there is no row.
+    """
+    files, of_inputs = _Files(folder), [_Files(path) for path in inputs]
+    starts: list[NDArray[np.int64]] = []
+    rows, latest = 0, BEGINNING
+    last: Sequence[InputColumn] = []
+    for part in parts:
+        kept, last = part.rows, part.rows.inputs
+        starts.append(kept.starts[:-1] + rows)
+        rows += int(kept.starts[-1])
+        latest = max(latest, int(kept.available.max(initial=BEGINNING)))
+        files.add("event", kept.event)
+        files.add("available", kept.available)
+        files.add("row", part.row)
+        files.add("tie", part.tie)
+        if kept.superseded.shape[0]:
+            # Only rows that are sorted in one part have versions.
+            files.add("superseded", kept.superseded)
+            ends = kept.superseded[kept.superseded != NEVER]
+            latest = max(latest, int(ends.max(initial=BEGINNING)))
+        for column, its in zip(kept.inputs, of_inputs, strict=True):
+            _add_input(its, column)
+    files.add("starts", np.concatenate([*starts, [rows]]).astype(np.int64))
+    files.close()
+    for path, column, its in zip(inputs, last, of_inputs, strict=True):
+        _close_input(path, its, column)
+    return latest
+
+
+def write_input(folder: Path, column: InputColumn) -> None:
+    """Write one input of all rows."""
+    files = _Files(folder)
+    _add_input(files, column)
+    _close_input(folder, files, column)
+
+
+def _add_input(files: _Files, column: InputColumn) -> None:
+    files.add("valid", column.valid)
+    if column.family is not None:
+        files.add("words", column.words)
+
+
+def _close_input(folder: Path, files: _Files, column: InputColumn) -> None:
+    files.close(family=column.family)
+    if column.texts is not None:
+        table = pa.table({"text": column.texts})
+        with pa.OSFile(str(folder / "texts"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+
+
+def read(folder: Path) -> Sorted:
+    """Give sorted rows as they were written, without inputs; the arrays are the files, mapped into memory."""
+    columns = _mapped_columns(folder)[0]
+    rows = SortedRows(
+        columns["starts"], columns["event"], columns["available"], columns.get("superseded", NO_KEY), []
+    )
+    return Sorted(rows, columns["row"], columns["tie"])
+
+
+def read_input(folder: Path) -> InputColumn:
+    """Give an input as it was written."""
+    columns, about = _mapped_columns(folder)
+    texts = _read_texts(folder / "texts") if about["family"] == "text" else None
+    return InputColumn(about["family"], columns.get("words", NO_WORDS), columns["valid"], texts)
+
+
+def _mapped_columns(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    about = json.loads((folder / "layout.json").read_text())
+    return {name: _mapped(folder / name, kind) for name, kind in about["kinds"].items()}, about
+
+
+def _mapped(path: Path, kind: str) -> NDArray[Any]:
+    """Give a file of words as an array; it is read when it is looked at."""
+    if path.stat().st_size == 0:
+        return np.zeros(0, kind)
+    return np.asarray(np.memmap(path, kind, "r"))
+
+
+def _read_texts(path: Path) -> pa.Array:
+    """Give the texts that `_close_input` wrote."""
+    with pa.memory_map(str(path)) as source:
+        table = pa.ipc.open_file(source).read_all()
+    return table["text"].combine_chunks() if table.num_rows else pa.array([], pa.string())
