@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 
-def content_hash(value: Any) -> str:
-    """Give the first 16 hex digits of SHA-256 over the canonical JSON of plain data (dicts, lists, strings, numbers)."""
+def content_hash(value: Any, *, digits: int = 16) -> str:
+    """Give the first hex digits of SHA-256 over the canonical JSON of plain data (dicts, lists, strings, numbers)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]

@@ -120,10 +120,10 @@ class Cache:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def entries(self) -> list[Entry]:
-        """Give all finished entries, the least recently used first."""
+    def entries(self, kind: str = "*") -> list[Entry]:
+        """Give all finished entries, or those of a kind, the least recently used first."""
         found = (
-            _read(path.parent) for path in self.folder.glob(f"*/*/*/{_ENTRY}") if path.parts[-4] != "tmp"
+            _read(path.parent) for path in self.folder.glob(f"{kind}/*/*/{_ENTRY}") if path.parts[-4] != "tmp"
         )
         return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.used)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from sameworld.asof.threads import Threads
 from sameworld.asof.versions import SORTED_BY
 from sameworld.definitions.source import Source
 from sameworld.engines.cache import Cache
-from sameworld.engines.interface import Asked, Rows
+from sameworld.engines.interface import Asked, Change, Rows
 from sameworld.engines.kept import Kept, read_at
 from sameworld.errors import DataError
 
@@ -72,6 +72,7 @@ class DuckDBEngine:
         # Long queries would draw it over whatever a command prints.
         self._con.execute("SET enable_progress_bar = false")
         self._tables = 0
+        self._say = say
         self._kept = None if cache is None else Kept(Cache(cache), self, self._threads, say)
 
     def close(self) -> None:
@@ -108,9 +109,9 @@ class DuckDBEngine:
             finally:
                 self._con.unregister(name)
             return
-        text = str(data)
+        text = ", ".join(str(path) for path in data) if isinstance(data, tuple) else str(data)
         try:
-            yield self._relation(text, what)
+            yield _relation_of(data) if isinstance(data, tuple) else self._relation(text, what)
         except duckdb.Error as error:
             raise DataError(
                 f"The data of {what} cannot be read.",
@@ -149,10 +150,18 @@ class DuckDBEngine:
             where = rows.get(grouping.source.content, Rows(grouping.source.data))
             files = self.files(where.data) if where.log is None else None
             if self._kept is not None and files:
-                result.update(self._kept.aggregates(grouping, schema, asked, where, world, files))
-            else:
-                result.update(self._aggregate(grouping, schema, asked, where, world))
+                try:
+                    result.update(self._kept.aggregates(grouping, schema, asked, where, world, files))
+                    continue
+                except OSError as error:
+                    self._say(f"going on without the cache: {error}")
+            result.update(self._aggregate(grouping, schema, asked, where, world))
         return result
+
+    @property
+    def changes(self) -> list[Change]:
+        """The values that were kept from an earlier run and are others now, since rows came late."""
+        return [] if self._kept is None else self._kept.changes
 
     def _aggregate(
         self, grouping: Grouping, schema: Schema, asked: Asked, rows: Rows, world: World
@@ -212,17 +221,25 @@ class DuckDBEngine:
             for row in self._con.execute(f"SELECT file FROM glob({literal(path)}) ORDER BY file").fetchall()
         ]
 
-    def count(self, data: Any) -> int:
-        return self._most_rows(data)
+    def count(self, files: Sequence[Path]) -> int:
+        return self._most_rows(tuple(files))
 
-    def number_entities(self, grouping: Grouping, schema: Schema, rows: Rows) -> pa.Table:
+    def total(self, files: Sequence[Path]) -> int:
+        return int(self._con.execute(f"SELECT count(*) FROM {_relation_of(files)}").fetchall()[0][0])
+
+    def number_entities(self, grouping: Grouping, schema: Schema, rows: Rows, known: Path | None) -> pa.Table:
         names = ", ".join(_key_names(grouping))
         present = " AND ".join(f"{key} IS NOT NULL" for key in _key_names(grouping))
         with self._prepared(grouping, schema, rows) as prepared:
-            self._number(
-                f"SELECT {names}, count(*) AS rows FROM ({prepared}) WHERE {present} GROUP BY ALL",
-                f"{names}, rows",
-            )
+            counted = f"SELECT {names}, count(*) AS rows FROM ({prepared}) WHERE {present} GROUP BY ALL"
+            if known is None:
+                self._number(counted, f"{names}, rows")
+            else:
+                before = f"read_parquet({literal(str(known))})"
+                self._con.execute(
+                    f"CREATE OR REPLACE TEMP TABLE entities AS SELECT {names}, 0 AS rows, entity FROM {before} UNION ALL "
+                    f"SELECT {names}, rows, (SELECT count(*) FROM {before}) + row_number() OVER () - 1 FROM ({counted}) ANTI JOIN {before} USING ({names})"
+                )
         return self._con.sql("SELECT * FROM entities ORDER BY entity").to_arrow_table()
 
     def batches(self, grouping: Grouping, schema: Schema, rows: Rows) -> Iterator[pa.RecordBatch]:
@@ -231,12 +248,12 @@ class DuckDBEngine:
         self._con.execute("DROP TABLE IF EXISTS entities")
 
     def inputs(
-        self, grouping: Grouping, schema: Schema, rows: Rows, inputs: Sequence[Input]
+        self, grouping: Grouping, schema: Schema, files: Sequence[Path], inputs: Sequence[Input]
     ) -> Iterator[pa.RecordBatch]:
         wanted = Grouping(grouping.source, grouping.keys, tuple(inputs), ())
         names = ", ".join(f"input_{i}" for i in range(len(inputs)))
         # Without the cutover: rows are known by their number among all.
-        with self._prepared(wanted, schema, Rows(rows.data)) as prepared:
+        with self._prepared(wanted, schema, Rows(tuple(files))) as prepared:
             reader = self._con.sql(f"SELECT {names} FROM ({prepared})").to_arrow_reader(_BATCH_ROWS)
             yield pa.RecordBatch.from_pylist([], schema=reader.schema)
             yield from reader
@@ -249,14 +266,11 @@ class DuckDBEngine:
         """Give how many rows there are at most, where that costs nothing to know; else 0."""
         if isinstance(data, pa.Table):
             return data.num_rows
-        if _is_query(str(data)) or _is_csv(str(data)):
+        files = data if isinstance(data, tuple) else self.files(data)
+        if not files or any(_is_csv(str(path)) for path in files):
             return 0
-        path = literal(str(self._folder / str(data)))
-        return int(
-            self._con.execute(
-                f"SELECT coalesce(sum(num_rows), 0) FROM parquet_file_metadata({path})"
-            ).fetchall()[0][0]
-        )
+        query = f"SELECT coalesce(sum(num_rows), 0) FROM parquet_file_metadata({_list(files)})"
+        return int(self._con.execute(query).fetchall()[0][0])
 
     def _number(self, keys: str, names: str) -> int:
         """Have a table `entities` of keys with their numbers, from 0; give how many there are."""
@@ -439,3 +453,14 @@ def _is_query(text: str) -> bool:
 
 def _is_csv(path: str) -> bool:
     return path.removesuffix(".gz").endswith((".csv", ".tsv"))
+
+
+def _list(files: Iterable[Path]) -> str:
+    return f"[{', '.join(literal(str(path)) for path in files)}]"
+
+
+def _relation_of(files: Sequence[Path]) -> str:
+    """Several files, in this order."""
+    if _is_csv(str(files[0])):
+        return f"read_csv({_list(files)}, sample_size = -1)"
+    return f"read_parquet({_list(files)})"

@@ -45,6 +45,21 @@ class Asked:
     as_of: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Change:
+    """Values that were computed before, and are others now: rows that came late, which those moments could have read.
+
+    Args:
+        column: its name, see `Aggregate.columns`.
+        moments: which of the moments, by number.
+        known: how many values were known before.
+    """
+
+    column: str
+    moments: NDArray[np.int64]
+    known: int
+
+
 class Engine(Protocol):
     """One engine. Values must equal the oracle's bit for bit: see `sameworld.testing`."""
 

@@ -1,6 +1,6 @@
-"""Nothing twice: sorted sources, their inputs and finished feature columns, kept under the hash of everything they were made from.
+"""Nothing twice: finished feature columns, kept under the hash of everything they were made from, beside their sorted sources (`kept_rows`).
 
-- `rows`: a source's row versions by entity, sorted, from the files with certain contents;
+- `rows`: a source's row versions by entity, sorted, from files with certain contents;
 - `input`: a condition or a column of those rows, in the same order;
 - `column`: an aggregate over one window at certain moments.
 
@@ -9,77 +9,35 @@ A value read from here is the value that would be computed: the hash covers the 
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import duckdb
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-import sameworld.asof
-from sameworld.asof import spill
-from sameworld.asof.columns import InputColumn, Texts, input_words
-from sameworld.asof.plan import Grouping, Input, Read, only
-from sameworld.asof.prepared import Reading, Sorted, World, gathered, sort
+from sameworld.asof.aggregations import NEVER
+from sameworld.asof.columns import NO_WORDS, InputColumn
+from sameworld.asof.plan import Grouping, Read, only
+from sameworld.asof.prepared import World
 from sameworld.asof.read import SortedRows, read_windows
 from sameworld.asof.schema import Schema
 from sameworld.asof.threads import Threads
 from sameworld.definitions.hashing import content_hash
-from sameworld.engines.cache import Cache, fingerprint_of_files
-from sameworld.engines.interface import Asked, Rows
+from sameworld.engines.cache import Cache
+from sameworld.engines.interface import Asked, Change, Rows
+from sameworld.engines.kept_rows import Base, KeptRows, Opened, Scans
 
 BLOCK = 1_000_000
 """Moments are kept in blocks of this many, so that more of them at the end cost only themselves."""
 
 _MOST_BLOCKS = 8
 """More blocks than this are not read together, so that memory is bounded."""
-
-_MOST_ROWS = 30_000_000
-"""More rows than this are sorted in parts, on disk."""
-
-
-class Scans(Protocol):
-    """What an engine does for this: read a source's files."""
-
-    def count(self, data: Any) -> int: ...
-
-    def number_entities(self, grouping: Grouping, schema: Schema, rows: Rows) -> pa.Table:
-        """Number all entities of a source; give their keys and how many rows each has, in order of their numbers."""
-        ...
-
-    def batches(self, grouping: Grouping, schema: Schema, rows: Rows) -> Iterator[pa.RecordBatch]:
-        """Give all prepared rows with the numbers of their entities, and `row`."""
-        ...
-
-    def inputs(
-        self, grouping: Grouping, schema: Schema, rows: Rows, inputs: Sequence[Input]
-    ) -> Iterator[pa.RecordBatch]:
-        """Give some inputs of all rows, in the files' order."""
-        ...
-
-    def codes(self, entities: Path, grouping: Grouping, schema: Schema, asked: Asked) -> NDArray[np.int64]:
-        """Give each moment's entity, -1 where no row has its keys."""
-        ...
-
-
-@dataclass(frozen=True)
-class _Open:
-    """Sorted rows of a source as they lie in the cache."""
-
-    key: str
-    folder: Path
-    rows: Sorted
-    latest: int
-    """No row became readable or was superseded after this."""
 
 
 @dataclass
@@ -122,7 +80,8 @@ class Kept:
 
     def __init__(self, cache: Cache, scans: Scans, threads: int, say: Callable[[str], None]) -> None:
         self._cache, self._scans, self._threads, self._say = cache, scans, threads, say
-        self._open: dict[str, _Open] = {}
+        self._rows = KeptRows(cache, scans, threads, say)
+        self.changes: list[Change] = []
 
     def aggregates(
         self,
@@ -134,7 +93,7 @@ class Kept:
         files: Sequence[Path],
     ) -> dict[str, pa.Array]:
         """Give every read of a grouping at every moment, as `Engine.aggregates` does."""
-        opened = self._rows(grouping, schema, rows, world, files)
+        opened = self._rows.open(grouping, schema, rows, world, files)
         # Nothing changes after the latest row: whoever asks later than that asks the same.
         known = np.minimum(asked.as_of, opened.latest + 1)
         keys = asked.keys.select(list(grouping.keys))
@@ -149,11 +108,13 @@ class Kept:
         ]
         for block in blocks:
             self._find(block, opened, grouping)
+            if opened.base is not None and block.missing:
+                self._renew(block, opened, opened.base, grouping, schema, asked)
         for run in _runs(blocks):
             together = slice(run[0].first, run[-1].first + BLOCK)
             some = Asked(keys.slice(run[0].first, BLOCK * len(run)), asked.at[together], known[together])
             reads = only(grouping.reads, run[0].missing)
-            for name, values in self._compute(opened, grouping, schema, some, rows, reads).items():
+            for name, values in self._compute(opened, grouping, schema, some, reads).items():
                 for block in run:
                     block.found[name] = values[block.first - run[0].first :][:BLOCK]
                     self._keep_column(*block.keys[name], name, block.found[name])
@@ -165,29 +126,58 @@ class Kept:
             for name in read.names
         }
 
-    def _find(self, block: _Block, opened: _Open, grouping: Grouping) -> None:
+    def _find(self, block: _Block, opened: Opened, grouping: Grouping) -> None:
         """Find what is kept of a block's columns, and note what is missing."""
-        moments = _digest(block.asked)
-        for read in grouping.reads:
-            for window, name in zip(read.windows, read.names, strict=True):
-                parts = {"rows": opened.key, "moments": moments, **_meaning(grouping, read, window)}
-                block.keys[name] = content_hash(parts), parts
-                kept = self._cache.get("column", block.keys[name][0])
-                values = None if kept is None else _read_column(kept)
-                if values is not None:
-                    block.found[name] = values
+        for name, parts in _parts(opened.key, block.asked, grouping):
+            block.keys[name] = content_hash(parts, digits=32), parts
+            values = self._column(block.keys[name][0])
+            if values is not None:
+                block.found[name] = values
+
+    def _column(self, key: str) -> pa.Array | None:
+        kept = self._cache.get("column", key)
+        return None if kept is None else _read_column(kept)
+
+    def _renew(
+        self, block: _Block, opened: Opened, base: Base, grouping: Grouping, schema: Schema, asked: Asked
+    ) -> None:
+        """Where a column was finished before further rows came, compute only the moments that could have read one of them."""
+        moments = slice(block.first, block.first + BLOCK)
+        then = Asked(block.asked.keys, block.asked.at, np.minimum(asked.as_of[moments], base.latest + 1))
+        olds = {
+            name: column
+            for name, parts in _parts(base.key, then, grouping)
+            if name in block.missing and (column := self._column(content_hash(parts, digits=32))) is not None
+        }
+        if not olds:
+            return
+        codes = self._scans.codes(opened.folder / "entities.parquet", grouping, schema, block.asked)
+        fresh = np.append(base.fresh, NEVER)[codes]  # a code of -1 is the one at the end
+        touched = np.flatnonzero(fresh < block.asked.as_of)
+        some = Asked(
+            block.asked.keys.take(pa.array(touched)), block.asked.at[touched], block.asked.as_of[touched]
+        )
+        news = self._compute(opened, grouping, schema, some, only(grouping.reads, olds))
+        for name, old in olds.items():
+            changed = touched[~_alike(old.take(pa.array(touched)), news[name])]
+            block.found[name] = _replaced(old, touched, news[name])
+            self._keep_column(*block.keys[name], name, block.found[name])
+            if changed.shape[0]:
+                self.changes.append(Change(name, changed + block.first, len(old)))
+                self._say(
+                    f"{changed.shape[0]:,} of {len(old):,} known values of {name} changed: rows came late"
+                )
 
     def _compute(
         self,
-        opened: _Open,
+        opened: Opened,
         grouping: Grouping,
         schema: Schema,
         asked: Asked,
-        rows: Rows,
         reads: Sequence[Read],
     ) -> dict[str, pa.Array]:
         used = sorted({number for read in reads for number in read.inputs})
-        inputs = dict(zip(used, self._inputs(opened, grouping, schema, rows, used), strict=True))
+        inputs = dict(zip(used, self._rows.inputs(opened, grouping, schema, used), strict=True))
         placed = [inputs.get(number, _NO_INPUT) for number in range(len(grouping.inputs))]
         kept = opened.rows.rows
         starts = np.append(kept.starts, kept.starts[-1])
@@ -195,120 +185,6 @@ class Kept:
         whole = SortedRows(starts, kept.event, kept.available, kept.superseded, placed)
         with Threads(self._threads) as run:
             return read_at(whole, codes, asked, reads, run)
-
-    # rows and inputs
-
-    def _rows(
-        self, grouping: Grouping, schema: Schema, rows: Rows, world: World, files: Sequence[Path]
-    ) -> _Open:
-        contents = sorted(digest for _, _, digest in fingerprint_of_files(files, self._cache))
-        parts = {
-            "source": grouping.source.content,
-            "schema": dict(schema),
-            "keys": list(grouping.keys),
-            "files": contents,
-            "cutover": rows.cutover,
-            "world": world,
-            "duckdb": duckdb.__version__,
-            "code": code(),
-        }
-        key = content_hash(parts)
-        if key in self._open:
-            return self._open[key]
-        folder = self._cache.get("rows", key)
-        if folder is None:
-            with self._cache.lock("rows", key):
-                folder = self._cache.get("rows", key) or self._build(
-                    key, parts, grouping, schema, rows, world
-                )
-        about = json.loads((folder / "about.json").read_text())
-        self._open[key] = _Open(key, folder, spill.read(folder), about["latest"])
-        return self._open[key]
-
-    def _build(
-        self,
-        key: str,
-        parts: Mapping[str, Any],
-        grouping: Grouping,
-        schema: Schema,
-        rows: Rows,
-        world: World,
-    ) -> Path:
-        source = grouping.source
-        title = f"{source.name} by {', '.join(grouping.keys)}"
-        self._say(f"sorting {title}")
-        families = [item.family(schema) for item in grouping.inputs]
-        reading = Reading(families, world)
-        entities = self._scans.number_entities(grouping, schema, rows)
-        count = self._scans.count(rows.data)
-        with ExitStack() as stack:
-            run = stack.enter_context(Threads(self._threads))
-            building = stack.enter_context(self._cache.build("rows", key, title, parts))
-            folders = [
-                stack.enter_context(self._cache.build("input", *self._input_key(key, item))).folder
-                for item in grouping.inputs
-            ]
-            words = (reading.words(batch) for batch in self._scans.batches(grouping, schema, rows))
-            if count <= _MOST_ROWS or source.id is not None:
-                made = iter([sort(gathered(words, count), reading, entities.num_rows, run)])
-            else:
-                ranges = building.folder / "ranges"
-                ranges.mkdir()
-                split = spill.Ranges(ranges, spill.cuts_of(entities["rows"].to_numpy(), _MOST_ROWS))
-                for part in words:
-                    split.put(part)
-                made = split.sorted(reading, run)
-            latest = spill.write(building.folder, made, folders)
-            if (building.folder / "ranges").exists():
-                (building.folder / "ranges").rmdir()
-            pq.write_table(entities.drop_columns(["rows"]), building.folder / "entities.parquet")
-            (building.folder / "about.json").write_text(json.dumps({"latest": latest}))
-        return building.path
-
-    def _input_key(self, rows: str, item: Input) -> tuple[str, str, dict[str, Any]]:
-        parts = {"rows": rows, "condition": item.condition, "column": item.column}
-        return content_hash(parts), f"{item.column or 'rows'} where {item.condition or 'true'}", parts
-
-    def _inputs(
-        self, opened: _Open, grouping: Grouping, schema: Schema, rows: Rows, numbers: Sequence[int]
-    ) -> list[InputColumn]:
-        items = [grouping.inputs[number] for number in numbers]
-        keys = [self._input_key(opened.key, item) for item in items]
-        folders = [self._cache.get("input", key[0]) for key in keys]
-        missing = [place for place, folder in enumerate(folders) if folder is None]
-        if missing:
-            wanted = [items[place] for place in missing]
-            self._say(f"reading {', '.join(keys[place][1] for place in missing)} of {grouping.source.name}")
-            made = self._read_inputs(opened, grouping, schema, rows, wanted)
-            for place, column in zip(missing, made, strict=True):
-                with self._cache.build("input", *keys[place]) as building:
-                    spill.write_input(building.folder, column)
-                folders[place] = building.path
-        return [spill.read_input(folder) for folder in folders if folder is not None]
-
-    def _read_inputs(
-        self, opened: _Open, grouping: Grouping, schema: Schema, rows: Rows, items: Sequence[Input]
-    ) -> list[InputColumn]:
-        families = [item.family(schema) for item in items]
-        texts = [Texts() if family == "text" else None for family in families]
-
-        def words() -> Iterator[dict[str, NDArray[Any]]]:
-            for batch in self._scans.inputs(grouping, schema, rows, items):
-                part: dict[str, NDArray[Any]] = {}
-                for number, family in enumerate(families):
-                    made, valid = input_words(family, batch.column(number), texts[number])
-                    part |= {f"valid_{number}": valid} | ({} if family is None else {f"words_{number}": made})
-                yield part
-
-        columns = gathered(words(), self._scans.count(rows.data))
-        row = opened.rows.row
-        result: list[InputColumn] = []
-        for number, family in enumerate(families):
-            valid = columns.pop(f"valid_{number}")[row]
-            made = columns.pop(f"words_{number}")[row] if family is not None else np.zeros(0, np.int64)
-            known = texts[number]
-            result.append(InputColumn(family, made, valid) if known is None else known.column(made, valid))
-        return result
 
     def _keep_column(self, key: str, parts: Mapping[str, Any], name: str, values: pa.Array) -> None:
         with self._cache.build("column", key, name, parts) as building:
@@ -320,7 +196,7 @@ class Kept:
                 writer.write_table(table)
 
 
-_NO_INPUT = InputColumn(None, np.zeros(0, np.int64), np.zeros(0, np.uint8))
+_NO_INPUT = InputColumn(None, NO_WORDS, np.zeros(0, np.uint8))
 
 
 def read_at(
@@ -341,6 +217,27 @@ def read_at(
     return read_windows(reads, rows, moment_starts, asked.as_of[order], asked.at[order], places=back, run=run)
 
 
+def _alike(old: pa.Array, new: pa.Array) -> NDArray[np.bool_]:
+    """Whether values are the same, null and NaN included."""
+    same = [a == b or (a != a and b != b) for a, b in zip(old.to_pylist(), new.to_pylist(), strict=True)]  # noqa: PLR0124 # NaN
+    return np.array(same, np.bool_)
+
+
+def _replaced(old: pa.Array, places: NDArray[np.int64], new: pa.Array) -> pa.Array:
+    """Give a column with some values replaced."""
+    source = np.arange(len(old))
+    source[places] = len(old) + np.arange(places.shape[0])
+    return pa.concat_arrays([old, new]).take(pa.array(source))
+
+
+def _parts(rows: str, asked: Asked, grouping: Grouping) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give what each of a grouping's columns at some moments is kept under."""
+    moments = _digest(asked)
+    for read in grouping.reads:
+        for window, name in zip(read.windows, read.names, strict=True):
+            yield name, {"rows": rows, "moments": moments, **_meaning(grouping, read, window)}
+
+
 def _meaning(grouping: Grouping, read: Read, window: Any) -> dict[str, Any]:
     inputs = [grouping.inputs[number] for number in read.inputs]
     return {
@@ -356,11 +253,19 @@ def _digest(asked: Asked) -> str:
     state = hashlib.blake2b(digest_size=16)
     state.update(np.ascontiguousarray(asked.at).data)
     state.update(np.ascontiguousarray(asked.as_of).data)
-    sink = pa.BufferOutputStream()
-    table = asked.keys.combine_chunks()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    state.update(sink.getvalue())
+    for name in asked.keys.column_names:
+        column = pa.concat_arrays(asked.keys[name].chunks) if len(asked.keys) else pa.array([], pa.int64())
+        state.update(f"{name} {column.type}".encode())
+        state.update(np.ascontiguousarray(column.is_null().to_numpy(zero_copy_only=False)).data)
+        if pa.types.is_string(column.type):
+            filled = column.fill_null("")
+            state.update(pc.binary_length(filled).to_numpy().data)
+            ends = np.frombuffer(filled.buffers()[1], np.int32)[filled.offset :][: len(filled) + 1]
+            if ends.size and filled.buffers()[2] is not None:
+                state.update(memoryview(filled.buffers()[2])[ends[0] : ends[-1]])
+        else:
+            plain = column.cast(pa.int64()) if not pa.types.is_boolean(column.type) else column
+            state.update(np.ascontiguousarray(plain.fill_null(0).to_numpy(zero_copy_only=False)).data)
     return state.hexdigest()
 
 
@@ -371,15 +276,3 @@ def _read_column(folder: Path) -> pa.Array | None:
     except (OSError, pa.ArrowInvalid):
         return None
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-
-
-@functools.cache
-def code() -> str:
-    """A hash of the code that gives values their meaning, and of whose results are kept here."""
-    state = hashlib.blake2b(digest_size=16)
-    folders = [Path(sameworld.asof.__file__).parent, Path(__file__).parent]
-    for path in sorted(path for folder in folders for path in folder.glob("*.py")):
-        state.update(path.read_bytes())
-    for module in (np, pa, duckdb):
-        state.update(module.__version__.encode())
-    return state.hexdigest()

@@ -1,0 +1,390 @@
+"""Sorted sources and their inputs, kept under the hash of what they were made from; more files are merged into what is there already."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+import sameworld.asof
+from sameworld.asof import spill
+from sameworld.asof.aggregations import NEVER
+from sameworld.asof.columns import NO_WORDS, InputColumn, Texts, input_words
+from sameworld.asof.plan import Grouping, Input
+from sameworld.asof.prepared import Reading, Sorted, Words, World, gathered, sort
+from sameworld.asof.schema import Schema
+from sameworld.asof.threads import Threads
+from sameworld.definitions.hashing import content_hash
+from sameworld.engines.cache import Cache, Entry, fingerprint_of_files
+from sameworld.engines.interface import Asked, Rows
+from sameworld.errors import DataError
+
+_MOST_ROWS = 30_000_000
+"""More rows than this are sorted in parts, on disk."""
+
+
+class Scans(Protocol):
+    """What an engine does for this: read a source's files."""
+
+    def count(self, files: Sequence[Path]) -> int:
+        """Give how many rows there are at most, where that costs nothing to know; else 0."""
+        ...
+
+    def number_entities(self, grouping: Grouping, schema: Schema, rows: Rows, known: Path | None) -> pa.Table:
+        """Number all entities of a source, those of the file `known` as they are there; give their keys and how many rows each has, by number."""
+        ...
+
+    def batches(self, grouping: Grouping, schema: Schema, rows: Rows) -> Iterator[pa.RecordBatch]:
+        """Give all prepared rows with the numbers of their entities, and `row`."""
+        ...
+
+    def inputs(
+        self, grouping: Grouping, schema: Schema, files: Sequence[Path], inputs: Sequence[Input]
+    ) -> Iterator[pa.RecordBatch]:
+        """Give some inputs of all rows, in the order of the files."""
+        ...
+
+    def codes(self, entities: Path, grouping: Grouping, schema: Schema, asked: Asked) -> NDArray[np.int64]:
+        """Give each moment's entity, -1 where no row has its keys."""
+        ...
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Sorted rows of a source as they lie in the cache.
+
+    Args:
+        key: of the entry.
+        folder: the entry's.
+        rows: mapped into memory.
+        files: the source's, in the order of their rows.
+        latest: microseconds; no row became readable or was superseded after this.
+        base: the rows that these were merged into, if any.
+    """
+
+    key: str
+    folder: Path
+    rows: Sorted
+    files: list[Path]
+    latest: int
+    base: Base | None
+
+
+@dataclass(frozen=True)
+class Base:
+    """What rows were merged into, and which entities have more rows than then.
+
+    Args:
+        key: of the entry.
+        latest: its.
+        files: how many files it has, the first of the merged ones.
+        total: how many rows those have.
+        fresh: shape (entities,), microseconds; when the first of its further rows became readable, NEVER for an entity without any.
+    """
+
+    key: str
+    latest: int
+    files: int
+    total: int
+    fresh: NDArray[np.int64]
+
+
+class KeptRows:
+    """Sorted sources, by way of the cache.
+
+    Args:
+        cache: where.
+        scans: reads the files.
+        threads: how many.
+        say: told what is being done.
+    """
+
+    def __init__(self, cache: Cache, scans: Scans, threads: int, say: Callable[[str], None]) -> None:
+        self._cache, self._scans, self._threads, self._say = cache, scans, threads, say
+        self._open: dict[str, Opened] = {}
+
+    def open(
+        self, grouping: Grouping, schema: Schema, rows: Rows, world: World, files: Sequence[Path]
+    ) -> Opened:
+        """Give a source's sorted rows; made, or merged, when they are not kept yet."""
+        contents = {path: digest for (path, _, digest) in fingerprint_of_files(files, self._cache)}
+        parts = {
+            "source": grouping.source.content,
+            "schema": dict(schema),
+            "keys": list(grouping.keys),
+            "files": sorted(contents.values()),
+            "cutover": rows.cutover,
+            "world": world,
+            "duckdb": duckdb.__version__,
+            "code": code(),
+        }
+        key = content_hash(parts, digits=32)
+        if key not in self._open:
+            folder = self._cache.get("rows", key)
+            if folder is None:
+                with self._cache.lock("rows", key):
+                    folder = self._cache.get("rows", key) or self._make(
+                        key, parts, grouping, schema, rows, world, contents
+                    )
+            self._open[key] = self._opened(key, folder, contents)
+        return self._open[key]
+
+    def _opened(self, key: str, folder: Path, contents: Mapping[str, str]) -> Opened:
+        about = json.loads((folder / "about.json").read_text())
+        base = None
+        if about["base"] is not None:
+            fresh = np.fromfile(folder / "fresh", np.int64)
+            base = Base(**about["base"], fresh=fresh)
+        paths: dict[str, list[Path]] = {}
+        for path, digest in contents.items():
+            paths.setdefault(digest, []).append(Path(path))
+        files = [paths[digest].pop(0) for digest in about["files"]]
+        return Opened(key, folder, spill.read(folder), files, about["latest"], base)
+
+    def _make(
+        self,
+        key: str,
+        parts: Mapping[str, Any],
+        grouping: Grouping,
+        schema: Schema,
+        rows: Rows,
+        world: World,
+        contents: Mapping[str, str],
+    ) -> Path:
+        base = self._base(parts) if grouping.source.id is None else None
+        digests = list(contents.values())
+        known: list[str] = []
+        if base is not None:
+            known = json.loads((base.folder / "about.json").read_text())["files"]
+        more = _without(contents, known)
+        title = f"{grouping.source.name} by {', '.join(grouping.keys)}"
+        where = Rows(tuple(more), rows.cutover)
+        self._say(
+            f"sorting {title}"
+            if base is None
+            else f"merging {len(more)} of {len(digests)} files into {title}"
+        )
+        entities = self._scans.number_entities(
+            grouping, schema, where, None if base is None else base.folder / "entities.parquet"
+        )
+        inputs = grouping.inputs if base is None else ()
+        wanted = Grouping(grouping.source, grouping.keys, inputs, ())
+        with ExitStack() as stack:
+            run = stack.enter_context(Threads(self._threads))
+            building = stack.enter_context(self._cache.build("rows", key, title, parts))
+            folders = [
+                stack.enter_context(self._cache.build("input", *_input_key(key, item))).folder
+                for item in inputs
+            ]
+            about: dict[str, Any] = {"files": [*known, *(contents[str(path)] for path in more)], "base": None}
+            reading = Reading([item.family(schema) for item in inputs], world)
+            words = (reading.words(batch) for batch in self._scans.batches(wanted, schema, where))
+            if base is not None:
+                about["base"] = _about(base)
+                made = iter([self._merged(base, building.folder, words, reading, entities.num_rows, run)])
+            else:
+                made = self._sorted(
+                    words, reading, grouping, entities, self._scans.count(more), building.folder, run
+                )
+            about["latest"] = spill.write(building.folder, made, folders)
+            about["total"] = self._scans.total([Path(path) for path in contents])
+            pq.write_table(entities.drop_columns(["rows"]), building.folder / "entities.parquet")
+            (building.folder / "about.json").write_text(json.dumps(about))
+            again = {path: digest for path, _, digest in fingerprint_of_files([Path(p) for p in contents])}
+            if again != dict(contents):
+                raise DataError(
+                    f"The files of source {grouping.source.name!r} changed while they were read.",
+                    where=", ".join(path for path in contents if again[path] != contents[path]),
+                    do="run it again when they are complete.",
+                )
+        return building.path
+
+    def _sorted(
+        self,
+        words: Iterator[Words],
+        reading: Reading,
+        grouping: Grouping,
+        entities: pa.Table,
+        count: int,
+        folder: Path,
+        run: Threads,
+    ) -> Iterator[Sorted]:
+        if count <= _MOST_ROWS or grouping.source.id is not None:
+            yield sort(gathered(words, count), reading, entities.num_rows, run)
+            return
+        ranges = folder / "ranges"
+        ranges.mkdir()
+        split = spill.Ranges(ranges, spill.cuts_of(entities["rows"].to_numpy(), _MOST_ROWS))
+        for part in words:
+            split.put(part)
+        yield from split.sorted(reading, run)
+        ranges.rmdir()
+
+    def _base(self, parts: Mapping[str, Any]) -> Entry | None:
+        """Give the kept rows of the most of these files and of no other, all else being equal."""
+        wanted = Counter(parts["files"])
+        same = {name: part for name, part in parts.items() if name != "files"}
+        found = [
+            entry
+            for entry in self._cache.entries("rows")
+            if {name: part for name, part in entry.parts.items() if name != "files"} == same
+            and Counter(entry.parts["files"]) <= wanted
+        ]
+        return max(found, key=lambda entry: len(entry.parts["files"]), default=None)
+
+    def _merged(
+        self,
+        base: Entry,
+        folder: Path,
+        words: Iterator[Words],
+        reading: Reading,
+        entities: int,
+        run: Threads,
+    ) -> Sorted:
+        """Sort further rows in among those of a base, as if all had come together."""
+        old = spill.read(base.folder)
+        added = gathered(words)
+        added["row"] = added["row"] + _about(base)["total"]
+        fresh = np.full(entities, NEVER, np.int64)
+        counts = added["entity"] >= 0
+        readable = added["event" if reading.world == "event_time" else "available"]
+        np.minimum.at(fresh, added["entity"][counts], readable[counts])
+        fresh.tofile(folder / "fresh")
+        before: Words = {
+            "entity": np.repeat(np.arange(old.rows.starts.shape[0] - 1), np.diff(old.rows.starts)),
+            "event": old.rows.event,
+            "available": old.rows.available,
+            "tie": old.tie,
+            "row": old.row,
+            "gone": np.zeros(old.row.shape[0], np.bool_),
+        }
+        return sort(gathered([before, added]), reading, entities, run)
+
+    # inputs
+
+    def inputs(
+        self, opened: Opened, grouping: Grouping, schema: Schema, numbers: Sequence[int]
+    ) -> list[InputColumn]:
+        """Give some of a grouping's inputs in the order of its rows."""
+        items = [grouping.inputs[number] for number in numbers]
+        keys = [_input_key(opened.key, item) for item in items]
+        folders = [self._cache.get("input", key) for key, _, _ in keys]
+        missing = [place for place, folder in enumerate(folders) if folder is None]
+        if missing:
+            self._say(f"reading {', '.join(keys[place][1] for place in missing)} of {grouping.source.name}")
+            wanted = [items[place] for place in missing]
+            for place, column in zip(missing, self._read(opened, grouping, schema, wanted), strict=True):
+                with self._cache.build("input", *keys[place]) as building:
+                    spill.write_input(building.folder, column)
+                folders[place] = building.path
+        return [spill.read_input(folder) for folder in folders if folder is not None]
+
+    def _read(
+        self, opened: Opened, grouping: Grouping, schema: Schema, items: Sequence[Input]
+    ) -> list[InputColumn]:
+        """Read inputs from the files; where a base has them, only from the files that came after."""
+        olds = self._of_base(opened, items)
+        after = opened.base.files if opened.base is not None and olds is not None else 0
+        families = [item.family(schema) for item in items]
+        texts = [Texts() if family == "text" else None for family in families]
+        first: Words = {}
+        if olds is not None and opened.base is not None:
+            at = np.zeros(opened.base.total, np.int64)
+            at[olds[0][0]] = np.arange(olds[0][0].shape[0])
+            for number, (_, column) in enumerate(olds):
+                known = texts[number]
+                if known is not None and column.texts is not None:
+                    known.numbers(column.texts)
+                first[f"valid_{number}"] = (
+                    column.valid[at] if column.valid.shape[0] else np.zeros(at.shape[0], np.uint8)
+                )
+                if column.family is not None:
+                    first[f"words_{number}"] = (
+                        column.words[at] if column.words.shape[0] else np.zeros(at.shape[0], np.int64)
+                    )
+
+        def parts() -> Iterator[Words]:
+            if first:
+                yield first
+            for batch in self._scans.inputs(grouping, schema, opened.files[after:], items):
+                part: Words = {}
+                for number, family in enumerate(families):
+                    words, valid = input_words(family, batch.column(number), texts[number])
+                    part |= {f"valid_{number}": valid} | (
+                        {} if family is None else {f"words_{number}": words}
+                    )
+                yield part
+
+        columns = gathered(parts(), self._scans.count(opened.files))
+        row = opened.rows.row
+        result: list[InputColumn] = []
+        for number, family in enumerate(families):
+            valid = columns.pop(f"valid_{number}")[row]
+            words = columns.pop(f"words_{number}")[row] if family is not None else NO_WORDS
+            known = texts[number]
+            result.append(InputColumn(family, words, valid) if known is None else known.column(words, valid))
+        return result
+
+    def _of_base(
+        self, opened: Opened, items: Sequence[Input]
+    ) -> list[tuple[NDArray[np.int64], InputColumn]] | None:
+        """Give the rows' numbers and the inputs of the base, if it has all of them."""
+        if opened.base is None:
+            return None
+        rows = self._cache.get("rows", opened.base.key)
+        folders = [self._cache.get("input", _input_key(opened.base.key, item)[0]) for item in items]
+        if rows is None or None in folders:
+            return None
+        row = spill.read(rows).row
+        return [(row, spill.read_input(folder)) for folder in folders if folder is not None]
+
+
+def _input_key(rows: str, item: Input) -> tuple[str, str, dict[str, Any]]:
+    parts = {"rows": rows, "condition": item.condition, "column": item.column}
+    return content_hash(parts, digits=32), f"{item.column or 'rows'} where {item.condition or 'true'}", parts
+
+
+def _without(contents: Mapping[str, str], known: Sequence[str]) -> list[Path]:
+    """Give the files whose contents are not among the known ones, each counted as often as it is there."""
+    left = Counter(known)
+    result: list[Path] = []
+    for path, digest in contents.items():
+        if left[digest] > 0:
+            left[digest] -= 1
+        else:
+            result.append(Path(path))
+    return result
+
+
+def _about(base: Entry) -> dict[str, Any]:
+    about = json.loads((base.folder / "about.json").read_text())
+    return {
+        "key": base.key,
+        "latest": about["latest"],
+        "files": len(about["files"]),
+        "total": about["total"],
+    }
+
+
+@functools.cache
+def code() -> str:
+    """A hash of the code that gives values their meaning, and of what its results depend on besides."""
+    state = hashlib.blake2b(digest_size=16)
+    folders = [Path(sameworld.asof.__file__).parent, Path(__file__).parent]
+    for path in sorted(path for folder in folders for path in folder.glob("*.py")):
+        state.update(path.read_bytes())
+    for module in (np, pa, duckdb):
+        state.update(module.__version__.encode())
+    return state.hexdigest()

@@ -1,0 +1,224 @@
+"""What is kept is what would be computed: after more files, more moments, other features, in several processes, and when the cache fails."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import sameworld as sw
+from sameworld.asof.plan import groupings_of
+from sameworld.asof.schema import supported
+from sameworld.definitions.feature import Aggregate
+from sameworld.engines import kept
+from sameworld.engines.cache import Cache
+from sameworld.engines.duckdb import DuckDBEngine
+from sameworld.engines.interface import Asked, Change
+
+INSTANT = pa.timestamp("us", tz="UTC")
+SCHEMA = pa.schema(
+    [
+        ("k", pa.string()),
+        ("e", INSTANT),
+        ("a", INSTANT),
+        ("x", pa.float64()),
+        ("s", pa.string()),
+        ("id", pa.int64()),
+    ]
+)
+
+
+def rows(seed: int, count: int, *, entities: int = 5, least: int = 0) -> pa.Table:
+    """Random rows readable at `least` microseconds or later, nulls and ties among them."""
+    chance = random.Random(seed)
+    made = [
+        {
+            "k": chance.choice([f"k{i}" for i in range(entities)] + [None]),
+            "e": chance.choice([None, *range(least, least + 100)]),
+            "a": chance.choice([None, *range(least, least + 120)]),
+            "x": chance.choice([None, float("nan"), -0.0, chance.random(), 1e15]),
+            "s": chance.choice([None, "a", "ä", f"t{seed}"]),
+            "id": chance.randrange(count),
+        }
+        for _ in range(count)
+    ]
+    return pa.Table.from_pylist(made, schema=SCHEMA)
+
+
+def source(**options: str) -> sw.Source:
+    return sw.Source("rows", "rows/*.parquet", event_time="e", available_at="a", **options)
+
+
+def features(of: sw.Source, more: Sequence[Aggregate] = ()) -> list[Aggregate]:
+    by, over = of.by("k"), ["20us", "70us"]
+    return [
+        by.count(over=over),
+        by.sum("x", over=over),
+        by.max("x"),
+        by.last("s", over=over),
+        by.nunique("s"),
+        of.where("x > 0.5").by("k").exists(over=over),
+        *more,
+    ]
+
+
+def values(
+    folder: Path, wanted: Sequence[Aggregate], at: Sequence[int], *, cache: Path | None = None
+) -> tuple[dict[str, list[object]], list[Change], list[str]]:
+    """Give the values at moments of all entities, what changed, and what the engine said."""
+    said: list[str] = []
+    engine = DuckDBEngine(folder, threads=2, cache=cache, say=said.append)
+    of = wanted[0].source
+    schemas = {of.content: supported(engine.describe(of.data, "rows"))}
+    when = np.repeat(np.array(at, np.int64), 7)
+    keys = pa.table({"k": pa.array([*(f"k{i}" for i in range(6)), None] * len(at), pa.string())})
+    got = engine.aggregates(groupings_of(wanted), schemas, Asked(keys, when, when), rows={}, world="as_of")
+    changes = engine.changes
+    engine.close()
+    return (
+        {name: [repr(value) for value in column.to_pylist()] for name, column in got.items()},
+        changes,
+        said,
+    )
+
+
+def write(folder: Path, name: str, table: pa.Table) -> None:
+    (folder / "rows").mkdir(exist_ok=True)
+    pq.write_table(table, folder / "rows" / f"{name}.parquet")
+
+
+@pytest.mark.parametrize("options", [{}, {"id": "id"}])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_kept_is_what_would_be_computed(tmp_path: Path, seed: int, options: dict[str, str]) -> None:
+    of, cache, at = source(**options), tmp_path / "cache", range(0, 250, 9)
+    write(tmp_path, "b", rows(seed, 60))
+    wanted = values(tmp_path, features(of), at)[0]
+    assert values(tmp_path, features(of), at, cache=cache)[0] == wanted
+    assert values(tmp_path, features(of), at, cache=cache)[0] == wanted
+    # another feature reads one more input of rows that are sorted already
+    more = [of.by("k").min("s"), of.by("k").mean("x", over="33us")]
+    got, _, said = values(tmp_path, features(of, more), at, cache=cache)
+    assert got == values(tmp_path, features(of, more), at)[0]
+    assert not any("sorting" in line for line in said)
+
+
+@pytest.mark.parametrize("options", [{}, {"id": "id"}])
+@pytest.mark.parametrize("seed", range(6))
+def test_more_files_give_what_a_rebuild_gives(tmp_path: Path, seed: int, options: dict[str, str]) -> None:
+    of, cache, at = source(**options), tmp_path / "cache", range(0, 400, 9)
+    write(tmp_path, "b", rows(seed, 50))
+    before = values(tmp_path, features(of), at, cache=cache)[0]
+    # a file that comes earlier by name, with further entities, rows that come late and texts that were not there
+    write(tmp_path, "a", rows(seed + 100, 30, entities=6, least=60))
+    got, changes, said = values(tmp_path, features(of), at, cache=cache)
+    wanted = values(tmp_path, features(of), at)[0]
+    assert got == wanted
+    assert any("merging 1 of 2 files" in line for line in said) == (options == {})
+    if options == {}:
+        # and it is told which of the values known before are others now
+        told = {change.column: set(change.moments.tolist()) for change in changes}
+        other = {
+            name: {i for i, (a, b) in enumerate(zip(before[name], wanted[name], strict=True)) if a != b}
+            for name in wanted
+        }
+        assert told == {name: places for name, places in other.items() if places}
+    # and once more, with another feature
+    write(tmp_path, "c", rows(seed + 200, 30, entities=6, least=90))
+    more = [of.by("k").min("s"), of.by("k").last("x")]
+    assert (
+        values(tmp_path, features(of, more), at, cache=cache)[0]
+        == values(tmp_path, features(of, more), at)[0]
+    )
+
+
+def test_more_moments_compute_only_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "BLOCK", 14)
+    of, cache = source(), tmp_path / "cache"
+    write(tmp_path, "b", rows(1, 60))
+    values(tmp_path, features(of), range(0, 200, 10), cache=cache)
+    columns = len(Cache(cache).entries("column"))
+    got = values(tmp_path, features(of), range(0, 220, 10), cache=cache)[0]
+    assert got == values(tmp_path, features(of), range(0, 220, 10))[0]
+    per_block = columns // 10
+    assert len(Cache(cache).entries("column")) == columns + per_block
+
+
+def test_rows_too_many_for_memory_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of, at = source(), range(0, 250, 9)
+    write(tmp_path, "b", rows(3, 300))
+    wanted = values(tmp_path, features(of), at)[0]
+    monkeypatch.setattr("sameworld.engines.kept_rows._MOST_ROWS", 40)
+    assert values(tmp_path, features(of), at, cache=tmp_path / "cache")[0] == wanted
+
+
+def test_a_changed_file_is_another_source(tmp_path: Path) -> None:
+    of, cache, at = source(), tmp_path / "cache", range(0, 250, 9)
+    write(tmp_path, "b", rows(1, 60))
+    first = values(tmp_path, features(of), at, cache=cache)[0]
+    write(tmp_path, "b", rows(2, 60))
+    second = values(tmp_path, features(of), at, cache=cache)[0]
+    assert second == values(tmp_path, features(of), at)[0] != first
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "garbled"])
+def test_a_damaged_entry_is_made_again(tmp_path: Path, harm: str) -> None:
+    of, cache, at = source(), tmp_path / "cache", range(0, 250, 9)
+    write(tmp_path, "b", rows(1, 60))
+    wanted = values(tmp_path, features(of), at, cache=cache)[0]
+    for entry in Cache(cache).entries():
+        for path in entry.folder.iterdir():
+            if harm == "cut":
+                os.truncate(path, path.stat().st_size // 2)
+            elif harm == "gone" and path.name != "entry.json":
+                path.unlink()
+            elif harm == "garbled" and path.name == "entry.json":
+                path.write_text("{")
+    assert values(tmp_path, features(of), at, cache=cache)[0] == wanted
+    assert values(tmp_path, features(of), at, cache=cache)[0] == wanted
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
+    of, at = source(), range(0, 250, 9)
+    write(tmp_path, "b", rows(1, 60))
+    (tmp_path / "cache").write_text("a file, not a folder")
+    got, _, said = values(tmp_path, features(of), at, cache=tmp_path / "cache")
+    assert got == values(tmp_path, features(of), at)[0]
+    assert any("cache" in line for line in said)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_kept import features, source, values
+values(Path(sys.argv[2]), features(source()), range(0, 250, 9), cache=Path(sys.argv[2]) / "cache")
+"""
+
+
+def test_processes_share_a_cache_and_may_be_killed(tmp_path: Path) -> None:
+    # given processes that make the same entries, some of them killed on the way
+    write(tmp_path, "b", rows(1, 20_000))
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(tmp_path)]
+    chance = random.Random(1)
+    for _ in range(3):
+        running = [subprocess.Popen(command) for _ in range(2)]
+        time.sleep(1.0 + chance.random())
+        running[0].send_signal(signal.SIGKILL)
+        assert running[1].wait(120) == 0
+        running[0].wait()
+        shutil.rmtree(tmp_path / "cache" / "column", ignore_errors=True)
+    # then what is there is whole, and nothing is left of what was killed
+    got = values(tmp_path, features(source()), range(0, 250, 9), cache=tmp_path / "cache")[0]
+    assert got == values(tmp_path, features(source()), range(0, 250, 9))[0]
+    assert [path for path in (tmp_path / "cache" / "tmp").iterdir() if path.is_dir()] == []
