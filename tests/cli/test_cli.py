@@ -106,6 +106,78 @@ def test_gap_and_prove_need_answers(trained: SmallWorld) -> None:
     )
 
 
+def test_explain_tells_of_which_rows_a_value_is_made(trained_world: SmallWorld) -> None:
+    at = "2024-03-16T00:00:00Z"
+    asked = [
+        "explain",
+        "plain",
+        "spent",
+        "--entity",
+        "user=u1",
+        "--at",
+        at,
+        "--world",
+        str(trained_world.file),
+    ]
+    told = facts(run(*asked, "--json"))
+    assert (told["model"], told["feature"], told["entity"], told["at"]) == (
+        "plain",
+        "spent",
+        {"user": "u1"},
+        at,
+    )
+    assert [column["column"] for column in told["columns"]] == ["spent_6h", "spent_2d"]
+    for column in told["columns"]:
+        assert all(len(rows) <= column["counts"][standing] for standing, rows in column["rows"].items())
+        assert column["timeline"]["from"] < at < column["timeline"]["to"]
+    shown = run(*asked, "--rows", "1").stdout
+    assert max(map(len, shown.splitlines())) <= 100
+    assert " ".join(told["columns"][1]["verdict"].split()) in " ".join(shown.split())
+    assert shown.count("▲") == 2
+    (one,) = facts(run(*asked[:2], "spent_2d", *asked[3:], "--json"))["columns"]
+    assert one == told["columns"][1]
+    later = facts(run(*asked, "--json", "--as-of", "2024-03-17T02:00:00+02:00"))
+    assert later["as_of"] == "2024-03-17T00:00:00Z"
+    assert later["columns"][0]["timeline"]["of"] == "what is readable"
+
+
+def test_explain_reads_what_a_server_read(played_world: SmallWorld) -> None:
+    asked = ["explain", "plain", "orders", "--entity", "user=u1", "--at", "2024-03-16T12:00:00Z"]
+    asked += ["--world", str(played_world.file), "--json"]
+    (files,) = facts(run(*asked))["columns"]
+    (served,) = facts(run(*asked, "--state", str(played_world.state)))["columns"]
+    # A replay's event log has what the files have, but for what became readable after its end.
+    for name in ("value", "event_time_value"):
+        assert served[name] == files[name]
+    assert served["rows"]["used"] == files["rows"]["used"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "what", "do"),
+    [
+        ({"--at": "2024-03-16T00:00:00"}, "--at has no zone.", "write 2024-03-16T00:00:00Z for UTC, or"),
+        ({"--as-of": "soon"}, "--as-of is not a time.", "write the time like that."),
+        ({"--entity": "user"}, "--entity 'user' is not KEY=VALUE.", "write for example --entity user=u1."),
+        ({"--entity": "usr=u1"}, "'usr' is no key of this feature.", "name the entity by its keys: user."),
+        ({"FEATURE": "spend"}, "Model 'plain' has no feature 'spend'.", "correct the name;"),
+        ({"MODEL": "plane"}, "There is no model 'plane' in the world.", "name the model."),
+        ({"--state": "nowhere"}, "There is no server's folder.", "correct --state, or leave it out"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_explain_says_what_to_write(
+    trained_world: SmallWorld, changed: dict[str, str], what: str, do: str
+) -> None:
+    given = {
+        "MODEL": "plain", "FEATURE": "spent", "--entity": "user=u1", "--at": "2024-03-16T00:00:00Z"
+    } | changed  # fmt: skip
+    flags = [text for name, value in given.items() if name.startswith("--") for text in (name, value)]
+    command = ["explain", given["MODEL"], given["FEATURE"], *flags, "--world", str(trained_world.file)]
+    told = facts(run(*command, "--json"), status=1)
+    assert told["what"] == what
+    assert told["do"].startswith(do)
+
+
 def test_an_error_is_on_stderr_for_people(tmp_path: Path) -> None:
     result = run("check", "--world", str(tmp_path / "none.py"))
     assert result.exit_code == 1
@@ -181,7 +253,9 @@ def test_serving_the_outside_without_a_token_is_refused(
     assert not trained.state.exists()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["prove", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["serve", "--help"], ["prove", "--help"], ["explain", "--help"], ["--version"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom sameworld.cli.main import main\n"

@@ -278,6 +278,74 @@ def prove(world: Path, as_json: bool, registry: Path, state: Path, against: Any,
 
 
 @main.command()
+@click.argument("model")
+@click.argument("feature")
+@_common
+@click.option(
+    "--entity",
+    "given",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Whose value: one for each key of the feature.",
+)
+@click.option("--at", required=True, metavar="TIME", help="The moment, ISO 8601 with a zone or Z.")
+@click.option(
+    "--as-of",
+    metavar="TIME",
+    help="Rows readable before it count, ISO 8601 with a zone or Z. The moment by default.",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    help="A server's folder: files up to its cutover and the event log after it. The files alone by default.",
+)
+@click.option(
+    "--rows",
+    "listed",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="How many rows to list of each standing, the nearest to the moment.",
+)
+def explain(
+    model: str,
+    feature: str,
+    world: Path,
+    as_json: bool,
+    given: tuple[str, ...],
+    at: str,
+    as_of: str | None,
+    state: Path | None,
+    listed: int,
+) -> None:
+    """Say of which rows the value of FEATURE of MODEL is made at a moment, why not of the others, and how it changes around it."""
+    from sameworld.cli import explained  # noqa: PLC0415
+    from sameworld.engines.duckdb import DuckDBEngine  # noqa: PLC0415
+    from sameworld.evaluation.explain import explain as run  # noqa: PLC0415
+    from sameworld.training.world_file import load_world  # noqa: PLC0415
+
+    moment = show.aware_instant(at, "--at")
+    known = show.aware_instant(as_of, "--as-of") if as_of else None
+    entity = explained.entity(given)
+    loaded = load_world(world)
+    explanation = run(
+        loaded.model(model),
+        feature,
+        entity=entity,
+        at=moment,
+        as_of=known,
+        engine=DuckDBEngine(loaded.folder),
+        state=state,
+        rows=listed,
+    )
+    if as_json:
+        show.json_out(explanation.as_json())
+        return
+    for line in explained.lines(explanation, max(explained.NARROWEST, min(show.out.width, explained.WIDEST))):
+        show.out.print(line.text, style=line.style, markup=False, soft_wrap=True)
+
+
+@main.command()
 @click.argument("model", required=False)
 @_common
 @_registry

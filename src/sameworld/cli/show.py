@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sameworld.errors import SameworldError
+from sameworld.errors import DataError, SameworldError
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -73,6 +73,34 @@ def instant(text: str) -> int:
     if parsed.tzinfo is None:
         parsed = parsed.replace(tzinfo=datetime.UTC)
     return (parsed - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
+
+
+def aware_instant(text: str, flag: str) -> int:
+    """Read an ISO 8601 time with its zone as microseconds since 1970; one without a zone is not guessed at.
+
+    Raises:
+        DataError: it is no such time.
+
+    >>> aware_instant("1970-01-01T01:00:01+01:00", "--at")
+    1000000
+    """
+    try:
+        naive = datetime.datetime.fromisoformat(text).tzinfo is None
+    except ValueError as error:
+        raise DataError(
+            f"{flag} is not a time.",
+            expected="ISO 8601 with a zone, such as 2026-01-31T12:00:00Z or 2026-01-31T12:00:00.25-05:00",
+            found=text,
+            do="write the time like that.",
+        ) from error
+    if naive:
+        raise DataError(
+            f"{flag} has no zone.",
+            expected="ISO 8601 with a zone",
+            found=text,
+            do=f"write {text}Z for UTC, or add the offset of the clocks it was read on, such as {text}-05:00.",
+        )
+    return instant(text)
 
 
 def iso(microseconds: int) -> str:

@@ -28,7 +28,7 @@ from sameworld.asof.rows import (
 )
 from sameworld.asof.schema import Schema, kind_of
 from sameworld.asof.threads import Threads
-from sameworld.asof.versions import SORTED_BY
+from sameworld.asof.versions import SORTED_BY, superseded_at
 from sameworld.definitions.source import Source
 from sameworld.engines.cache import Cache
 from sameworld.engines.interface import Asked, Change, Rows
@@ -310,14 +310,11 @@ class DuckDBEngine:
         yield pa.RecordBatch.from_pylist([], schema=reader.schema)
         yield from reader
 
-    def sorted_rows(
-        self, grouping: Grouping, schema: Schema, rows: Rows, world: World, *, entities: bool = False
-    ) -> pa.Table:
+    def sorted_rows(self, grouping: Grouping, schema: Schema, rows: Rows, world: World) -> pa.Table:
         """Give a grouping's row versions sorted by (key, event time, available time, version, tie), with `superseded_at`, as a table.
 
         Args:
             grouping, schema, rows, world: as in `aggregates`.
-            entities: keep only those of the table `entities`.
 
         Returns:
             key_*, fact, event_time, available_at, superseded_at, version, tie, input_*.
@@ -325,9 +322,9 @@ class DuckDBEngine:
         names = ", ".join(_key_names(grouping))
         present = " AND ".join(f"{key} IS NOT NULL" for key in _key_names(grouping))
         with self._prepared(grouping, schema, rows, fact_words=True) as prepared:
-            if not entities:
-                self._number(f"SELECT DISTINCT {names} FROM ({prepared}) WHERE {present} ORDER BY ALL", names)
-            count = int(self._con.execute("SELECT count(*) FROM entities").fetchall()[0][0])
+            count = self._number(
+                f"SELECT DISTINCT {names} FROM ({prepared}) WHERE {present} ORDER BY ALL", names
+            )
             table = self._con.sql(
                 f"SELECT *, coalesce(entity, -1) AS number FROM ({prepared}) LEFT JOIN entities USING ({names})"
             ).to_arrow_table()
@@ -385,12 +382,59 @@ class DuckDBEngine:
     def entity_rows(
         self, grouping: Grouping, schema: Schema, keys: pa.Table, rows: Rows
     ) -> list[dict[str, Any]]:
-        """Give all row versions of one entity as plain rows; `keys` has one row."""
-        nowhen = np.zeros(keys.num_rows, np.int64)
+        """Give the row versions of one entity that ever live, as plain rows in the kernel's order; `keys` has one row."""
+        lived = [
+            row
+            for row in self.entity_versions(grouping, schema, keys, rows)
+            if row["own"]
+            and row["available_at"] < row["superseded_at"]
+            and not row["deleted"]
+            and row["event_time"] is not None
+        ]
+        order = ("event_time", "available_at", "version", "tie")
+        return sorted(lived, key=lambda row: tuple(row[name] for name in order))
+
+    def entity_versions(
+        self, grouping: Grouping, schema: Schema, keys: pa.Table, rows: Rows
+    ) -> list[dict[str, Any]]:
+        """Give every version there ever was of one entity's rows, each fact's in their order; `keys` has one row.
+
+        Versions that never live are among them, and those of the same facts that belong to another entity, since they supersede.
+
+        Returns:
+            own (whether the version is the entity's), event_time, available_at (NEVER where it is null), superseded_at, fact, version, deleted, tie, input_*.
+        """
+        self._have_entity(grouping, schema, keys)
+        names = ", ".join(_key_names(grouping))
+        inputs = "".join(f", input_{i}" for i in range(len(grouping.inputs)))
+        kept = "entity IS NOT NULL"
+        with self._prepared(grouping, schema, rows) as prepared:
+            if grouping.source.id is not None:
+                self._con.execute(
+                    f"CREATE OR REPLACE TEMP TABLE own_facts AS SELECT DISTINCT fact FROM ({prepared}) JOIN entities USING ({names}) WHERE fact IS NOT NULL"
+                )
+                kept += " OR fact IN (SELECT fact FROM own_facts)"
+            # Versions of a fact supersede each other wherever they belong, and no other fact's, so these facts are enough.
+            table = self._con.sql(
+                f"SELECT entity IS NOT NULL AS own, event_time, coalesce(available_at, {NEVER}) AS available_at, fact, version, deleted, tie{inputs} "
+                f"FROM ({prepared}) LEFT JOIN entities USING ({names}) WHERE {kept} ORDER BY fact, {SORTED_BY}"
+            ).to_arrow_table()
+        for name in ("entities", "own_facts"):
+            self._con.execute(f"DROP TABLE IF EXISTS {name}")
+        result = table.to_pylist()
+        facts = [row["fact"] for row in result]
+        same = [
+            place > 0 and fact is not None and fact == facts[place - 1] for place, fact in enumerate(facts)
+        ]
+        ends = superseded_at(np.array(same, np.bool_), table["available_at"].to_numpy().astype(np.int64))
+        return [{**row, "superseded_at": end} for row, end in zip(result, ends.tolist(), strict=True)]
+
+    def _have_entity(self, grouping: Grouping, schema: Schema, keys: pa.Table) -> None:
+        """Have the one entity of `keys` in the table `entities`."""
+        nowhen = np.zeros(1, np.int64)
         names = ", ".join(_key_names(grouping))
         with self._asked(grouping, schema, Asked(keys, nowhen, nowhen)):
             self._number(f"SELECT DISTINCT {names} FROM asked", names)
-        return self.sorted_rows(grouping, schema, rows, "as_of", entities=True).to_pylist()
 
     def fingerprint(
         self, grouping: Grouping, schema: Schema, cutover: int | None
