@@ -22,7 +22,17 @@ _words = numba.types.Array(numba.int64, 1, "C", readonly=True)
 _flags = numba.types.Array(numba.uint8, 1, "C", readonly=True)
 _ranks = numba.int32[::1]
 _schedule = numba.types.NamedTuple(
-    [numba.int64[::1], numba.int64[::1], _ranks, _ranks, _ranks, _ranks, numba.int32[:, ::1]], Schedule
+    [
+        numba.int64[::1],
+        numba.int64[::1],
+        numba.int64[::1],
+        _ranks,
+        _ranks,
+        _ranks,
+        _ranks,
+        numba.int32[:, ::1],
+    ],
+    Schedule,
 )
 
 
@@ -122,7 +132,7 @@ def slide(
     windows = starts.shape[0]
     longest, most = 0, 0
     for entity in range(first_entity, last_entity):
-        longest = max(longest, schedule.row_starts[entity + 1] - schedule.row_starts[entity])
+        longest = max(longest, schedule.row_stops[entity] - schedule.row_starts[entity])
         if op == DISTINCT:
             most = max(most, distinct[entity])
     width = 1 + most if op == DISTINCT else HEADER + sum_limbs + square_limbs
@@ -132,7 +142,7 @@ def slide(
     scratch = np.empty(scratch_size(sum_limbs, square_limbs), np.int64)
     number = np.empty(1, np.float64)
     for entity in range(first_entity, last_entity):
-        first, stop = schedule.row_starts[entity], schedule.row_starts[entity + 1]
+        first, stop = schedule.row_starts[entity], schedule.row_stops[entity]
         begin, end = schedule.moment_starts[entity], schedule.moment_starts[entity + 1]
         if begin == end:
             continue
@@ -298,14 +308,14 @@ def extremes(
     windows = starts.shape[0]
     longest = 0
     for entity in range(first_entity, last_entity):
-        longest = max(longest, schedule.row_starts[entity + 1] - schedule.row_starts[entity])
+        longest = max(longest, schedule.row_stops[entity] - schedule.row_starts[entity])
     there = np.zeros(longest, np.uint8)
     _, most = _levels(longest)
     best = np.zeros(most, np.int64)
     some = np.zeros(most, np.uint8)
     flip = np.int64(-1) if least else np.int64(0)  # ~key turns the order round
     for entity in range(first_entity, last_entity):
-        first, stop = schedule.row_starts[entity], schedule.row_starts[entity + 1]
+        first, stop = schedule.row_starts[entity], schedule.row_stops[entity]
         begin, end = schedule.moment_starts[entity], schedule.moment_starts[entity + 1]
         if begin == end:
             continue
@@ -413,12 +423,12 @@ def positions(
     windows = starts.shape[0]
     longest = 0
     for entity in range(first_entity, last_entity):
-        longest = max(longest, schedule.row_starts[entity + 1] - schedule.row_starts[entity])
+        longest = max(longest, schedule.row_stops[entity] - schedule.row_starts[entity])
     there = np.zeros(longest, np.uint8)
     few = np.zeros((longest >> _SHIFT) + 1, np.int32)
     many = np.zeros((longest >> (2 * _SHIFT)) + 1, np.int32)
     for entity in range(first_entity, last_entity):
-        first, stop = schedule.row_starts[entity], schedule.row_starts[entity + 1]
+        first, stop = schedule.row_starts[entity], schedule.row_stops[entity]
         begin, end = schedule.moment_starts[entity], schedule.moment_starts[entity + 1]
         if begin == end:
             continue

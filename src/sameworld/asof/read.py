@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sameworld.asof import exact, kernel
 from sameworld.asof.aggregations import (
     AGGREGATIONS,
+    BEGINNING,
     COUNT,
     DISTINCT,
     FIRST,
@@ -128,9 +129,24 @@ def read_windows(
     Raises:
         AsOfError: an integer sum does not fit int64.
     """
+    # Apart, since a window that has a beginning never reaches most rows where moments come in the order of time.
+    ever = [read for read in reads if int(read.edges[0].min()) == BEGINNING]
     result: dict[str, pa.Array] = {}
-    if not reads:
-        return result
+    for some in (ever, [read for read in reads if read not in ever]):
+        result |= _read_together(some, rows, moment_starts, as_of, at, places, run) if some else {}
+    return result
+
+
+def _read_together(
+    reads: Sequence[Read],
+    rows: SortedRows,
+    moment_starts: NDArray[np.int64],
+    as_of: NDArray[np.int64],
+    at: NDArray[np.int64],
+    places: NDArray[np.int64] | None,
+    run: Threads,
+) -> dict[str, pa.Array]:
+    result: dict[str, pa.Array] = {}
     offsets = np.unique(np.concatenate([edge for read in reads for edge in read.edges]))
     schedule = _schedule(rows, moment_starts, as_of, at, offsets, run)
     asked_at = at if places is None else at[places]
@@ -180,27 +196,27 @@ def _schedule(
 ) -> Schedule:
     moments, supersedes = at.shape[0], rows.superseded.shape[0] > 0
     schedule = Schedule(
-        np.array(
-            rows.starts, np.int64
-        ),  # copies: the compiled kernels take only arrays that can be written here
-        np.array(moment_starts, np.int64),
+        np.empty(rows.starts.shape[0] - 1, np.int64),
+        np.empty(rows.starts.shape[0] - 1, np.int64),
+        np.array(moment_starts, np.int64),  # a copy: the kernels take only arrays that can be written here
         np.empty(rows.event.shape[0], np.int32),
         np.empty(moments, np.int32),
         np.empty(rows.event.shape[0] if supersedes else 0, np.int32),
         np.empty(moments if supersedes else 0, np.int32),
         np.empty((offsets.shape[0], moments), np.int32),
     )
-    about = (rows.event, rows.available, rows.superseded, as_of, at, offsets, *schedule[2:])
+    about = (rows.event, rows.available, rows.superseded, as_of, at, offsets, *schedule[:2], *schedule[3:])
     run(
-        _load(schedule),
+        _load(np.diff(rows.starts), moment_starts),
         lambda first, last: schedule_entities(rows.starts, moment_starts, first, last, *about),
     )
     return schedule
 
 
-def _load(schedule: Schedule) -> NDArray[np.int64]:
-    moments = np.diff(schedule.moment_starts)
-    return np.where(moments > 0, np.diff(schedule.row_starts) + 4 * moments, 0) + 1
+def _load(rows: NDArray[np.int64], moment_starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give about how much work each entity is."""
+    moments = np.diff(moment_starts)
+    return np.where(moments > 0, rows + 4 * moments, 0) + 1
 
 
 def _keep(
@@ -219,7 +235,7 @@ def _keep(
     ends = np.searchsorted(offsets, [end for _, end in spans])
     moments = schedule.arrived.shape[0]
     out = np.empty((moments, len(spans) * wanted), np.int64)
-    load = _load(schedule)
+    load = _load(schedule.row_stops - schedule.row_starts, schedule.moment_starts)
     if op in (FIRST, LAST, LATEST):
         run(
             load,

@@ -24,7 +24,8 @@ class Schedule(NamedTuple):
     """All moments of some entities.
 
     Args:
-        row_starts: shape (entities + 1,), where each entity's rows begin.
+        row_starts, row_stops: shape (entities,), which rows of each entity any window can reach: those whose event times lie between the earliest start
+            and the latest end. None for an entity without moments.
         moment_starts: shape (entities + 1,), where each entity's moments begin; an entity's moments are in order of `as_of`.
         arriving: shape (rows,), from an entity's first row on: the ranks (places within the entity) of its rows in the order in which they arrive.
         arrived: shape (moments,), how many of them have arrived by each moment.
@@ -33,6 +34,7 @@ class Schedule(NamedTuple):
     """
 
     row_starts: NDArray[np.int64]
+    row_stops: NDArray[np.int64]
     moment_starts: NDArray[np.int64]
     arriving: NDArray[np.int32]
     arrived: NDArray[np.int32]
@@ -92,7 +94,8 @@ def _first_after(times: NDArray[np.int64], low: int, high: int, near: int, time:
 
 
 _SIGNATURE = numba.void(
-    _words, _words, numba.int64, numba.int64, _words, _words, _words, _words, _words, _words, _ranks, _ranks, _ranks, _ranks, numba.int32[:, ::1]
+    _words, _words, numba.int64, numba.int64, _words, _words, _words, _words, _words, _words,
+    numba.int64[::1], numba.int64[::1], _ranks, _ranks, _ranks, _ranks, numba.int32[:, ::1],
 )  # fmt: skip
 
 
@@ -114,7 +117,7 @@ def _in_buckets(
 
 @compiled(_SIGNATURE)
 def schedule_entities(
-    row_starts: NDArray[np.int64],
+    all_starts: NDArray[np.int64],
     moment_starts: NDArray[np.int64],
     first_entity: int,
     last_entity: int,
@@ -124,6 +127,8 @@ def schedule_entities(
     as_of: NDArray[np.int64],
     at: NDArray[np.int64],
     offsets: NDArray[np.int64],
+    row_starts: NDArray[np.int64],
+    row_stops: NDArray[np.int64],
     arriving: NDArray[np.int32],
     arrived: NDArray[np.int32],
     leaving: NDArray[np.int32],
@@ -133,17 +138,26 @@ def schedule_entities(
     """Fill in a `Schedule` for entities first_entity to last_entity - 1.
 
     Args:
+        all_starts: shape (entities + 1,), where each entity's rows begin.
         event, available, superseded: shape (rows,), microseconds since 1970; `superseded` may be empty when no row ever is.
         as_of, at: shape (moments,), the time of knowing and the time that windows refer to.
-        offsets: where windows begin and end, relative to `at`, in microseconds; BEGINNING for all history.
+        offsets: where windows begin and end, relative to `at`, in microseconds, rising; BEGINNING for all history.
     """
     longest = 0
     for entity in range(first_entity, last_entity):
-        longest = max(longest, row_starts[entity + 1] - row_starts[entity])
+        begin, end = moment_starts[entity], moment_starts[entity + 1]
+        low = high = all_starts[entity]
+        if begin < end:
+            earliest = edge_time(at[begin:end].min(), offsets[0])
+            latest = edge_time(at[begin:end].max(), offsets[-1])
+            low = first_at_or_after(event, low, all_starts[entity + 1], earliest)
+            high = first_at_or_after(event, low, all_starts[entity + 1], latest)
+        row_starts[entity], row_stops[entity] = low, high
+        longest = max(longest, high - low)
     arrives = np.empty(longest, np.int32)
     leaves = np.empty(longest if superseded.shape[0] else 0, np.int32)
     for entity in range(first_entity, last_entity):
-        first, stop = row_starts[entity], row_starts[entity + 1]
+        first, stop = row_starts[entity], row_stops[entity]
         begin, end = moment_starts[entity], moment_starts[entity + 1]
         if begin == end:
             continue
