@@ -13,8 +13,10 @@ from sameworld.definitions.windows import ahead
 from sameworld.errors import SameworldError
 
 if TYPE_CHECKING:
+    from sameworld.training.batches import training_batches
     from sameworld.training.fit import train
     from sameworld.training.training_set import training_set
+    from sameworld.training.write import write_training_set
 
 __version__ = "0.1.0"
 
@@ -34,11 +36,18 @@ __all__ = [
     "derive",
     "field",
     "train",
+    "training_batches",
     "training_set",
+    "write_training_set",
 ]
 
 # These bring an engine and a compiler with them, so they load on first use: `sameworld --help` needs neither.
-_LATER = {"training_set": "sameworld.training.training_set", "train": "sameworld.training.fit"}
+_LATER = {
+    "train": "sameworld.training.fit",
+    "training_batches": "sameworld.training.batches",
+    "training_set": "sameworld.training.training_set",
+    "write_training_set": "sameworld.training.write",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 from small_world import SmallWorld
 
+from sameworld.cli import show
 from sameworld.cli.main import main
 
 
@@ -59,6 +61,51 @@ def test_train_prints_the_bundle_and_its_score(trained: SmallWorld) -> None:
     assert set(told["rows"]) == {"fit", "calibration", "test", "immature", "unlabelled"}
     assert set(told) == {"model", "bundle", "world", "until", "metric", "scores", "rows", "seconds"}
     assert f"bundle {told['bundle']}\n" in of(trained, "train", "--until", "2024-03-16T00:00:00").stdout
+
+
+def test_training_set_writes_parts_and_goes_on_with_them(trained: SmallWorld, tmp_path: Path) -> None:
+    command = ["training-set", "--world", str(trained.file), "--to", str(tmp_path / "set")]
+    begun = run(*command, "--json", "--rows-a-file", "250", "--as-of", "2024-03-17T00:00:00Z")
+    told = facts(begun)
+    assert {name: value for name, value in told.items() if name not in ("fingerprint", "seconds")} == {
+        "model": "plain",
+        "folder": str(tmp_path / "set"),
+        "rows": 900,
+        "parts": 4,
+        "kept": 0,
+        "world": "as_of",
+        "as_of": "2024-03-17T00:00:00Z",
+    }
+    assert "900 moments, 8 features of 2 sources (as_of)" in begun.stderr
+    assert "training set: 900 of 900 moments" in begun.stderr
+    (tmp_path / "set" / "part-000002.parquet").unlink()
+    again = run(*command, "plain", "--rows-a-file", "250")
+    assert again.stdout.startswith(
+        "900 moments in 4 parts, 3 of them kept; labels as of 2024-03-17T00:00:00Z; "
+    )
+    assert told["fingerprint"] in again.stdout
+    refused = facts(run(*command, "--json", "--partition-by", "month"), status=1)
+    assert refused["found"] == "rows_a_file 250 -> 1000000; partition_by None -> month"
+    assert facts(run(*command, "--json", "--partition-by", "month", "--overwrite"))["parts"] == 1
+    assert len(list(tmp_path.glob("set/month=2024-03/part-*"))) == 1
+
+
+def test_a_line_of_progress_says_how_far_how_fast_and_how_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(show, "err", Console(file=sys.stdout, width=200))
+    monkeypatch.setattr(show.time, "monotonic", lambda: now[0])
+    with show.progress("training set", "moments") as progress:
+        # 100 were there; what took no time is not how fast it is.
+        for seconds, done, total in ((0, 100, 1000), (1, 150, 1000), (10, 600, 1000), (20, 1000, 1000)):
+            now[0] = seconds
+            progress(done, total)
+        progress(1000, 1000)
+    assert capsys.readouterr().out.splitlines() == [
+        "  training set: 600 of 1,000 moments, 50 a second, 8 s left",
+        "  training set: 1,000 of 1,000 moments, 45 a second",
+    ]
 
 
 def test_prove_exits_with_0_when_nothing_differs_and_1_when_something_does(played: SmallWorld) -> None:

@@ -175,6 +175,91 @@ def train(
     show.out.print(f"bundle {facts['bundle']}")
 
 
+@main.command("training-set")
+@click.argument("model", required=False)
+@_common
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="The folder for the Parquet files.",
+)
+@click.option(
+    "--rows-a-file",
+    type=click.IntRange(min=1),
+    default=1_000_000,
+    show_default=True,
+    help="How many moments are computed and written at a time.",
+)
+@click.option(
+    "--partition-by",
+    type=click.Choice(["day", "month"]),
+    help="Folders such as day=2013-01-01, of the moments' times in UTC.",
+)
+@click.option(
+    "--as-of",
+    help="ISO 8601: labels are as known then. By default that of the run that goes on; now for a new one.",
+)
+@click.option(
+    "--in-world",
+    type=click.Choice(["as_of", "event_time"]),
+    default="as_of",
+    show_default=True,
+    help="event_time: as a join on event times would have it.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace another training set that is in the folder.")
+def training_set(
+    model: str | None,
+    world: Path,
+    as_json: bool,
+    to: Path,
+    rows_a_file: int,
+    partition_by: Any,
+    as_of: str | None,
+    in_world: Any,
+    overwrite: bool,
+) -> None:
+    """Write MODEL's training set (or the only one's) as Parquet files. A run that was stopped goes on where it was."""
+    from sameworld.training.world_file import load_world  # noqa: PLC0415
+    from sameworld.training.write import write_training_set  # noqa: PLC0415
+
+    loaded = load_world(world)
+    chosen = loaded.model(model)
+    with show.progress("training set", "moments") as progress:
+        written = write_training_set(
+            chosen,
+            to=to,
+            world=in_world,
+            as_of=show.instant(as_of) if as_of else None,
+            folder=loaded.folder,
+            rows_a_file=rows_a_file,
+            partition_by=partition_by,
+            overwrite=overwrite,
+            say=show.say,
+            progress=progress,
+        )
+    known = written.made_of.as_of
+    facts: dict[str, Any] = {
+        "model": chosen.name,
+        "folder": str(written.folder),
+        "rows": written.rows,
+        "parts": written.parts,
+        "kept": written.kept,
+        "world": in_world,
+        "as_of": None if known is None else show.iso(known),
+        "fingerprint": written.made_of.content,
+        "seconds": written.seconds,
+    }
+    if as_json:
+        show.json_out(facts)
+        return
+    kept = f", {written.kept:,} of them kept" if written.kept else ""
+    show.out.print(
+        f"{written.rows:,} moments in {written.parts:,} parts{kept}; labels as of {facts['as_of']}; {written.seconds:.1f} s"
+    )
+    show.out.print(f"fingerprint {facts['fingerprint']} in {written.folder}", markup=False)
+
+
 @main.command()
 @click.argument("models", nargs=-1)
 @_common

@@ -11,12 +11,23 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from sameworld.errors import DataError, SameworldError
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+_SECONDS_A_LINE = 5
 
 
 def say(text: str) -> None:
@@ -37,30 +48,65 @@ def failure(error: SameworldError, *, as_json: bool) -> None:
         err.print(error.text(), style="red", markup=False)
 
 
+class _Rate(ProgressColumn):
+    """So many a second, lately."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f} a second")
+
+
 @contextmanager
-def progress(label: str, unit: str) -> Generator[Callable[[int, int], None]]:
-    """Give a function to report (done, all) to: a bar on a terminal, a line every few seconds otherwise."""
+def progress(label: str, unit: str) -> Generator[Callable[[int, int | None], None]]:
+    """Give a function to report (done, all, if known) to: a bar on a terminal, a line every few seconds otherwise."""
     if err.is_terminal:
         with Progress(
             TextColumn("  {task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn(unit),
+            _Rate(),
             TimeRemainingColumn(),
             console=err,
         ) as bar:
             task = bar.add_task(label, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
-    last = time.monotonic()
+    begun = last = time.monotonic()
+    first: int | None = None
+    told = (-1, -1)
 
-    def line(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > 5 or done == total:
-            last = time.monotonic()
-            say(f"{label}: {done:,} of {total:,} {unit}")
+    def line(done: int, total: int | None) -> None:
+        nonlocal first, begun, last, told
+        now = time.monotonic()
+        if first is None:
+            # What was there before this run says nothing about how fast it is.
+            first, begun = (done, now) if done != total else (0, begun)
+        if (now - last > _SECONDS_A_LINE or done == total) and (done, total) != told:
+            last, told = now, (done, total or -1)
+            say(progress_line(label, unit, done, total, done - first, now - begun))
 
     yield line
+
+
+def progress_line(label: str, unit: str, done: int, total: int | None, lately: int, seconds: float) -> str:
+    """Give one line of progress.
+
+    >>> progress_line("writing", "moments", 3_000_000, 9_000_000, 2_000_000, 100)
+    'writing: 3,000,000 of 9,000,000 moments, 20,000 a second, 5 min left'
+    >>> progress_line("writing", "moments", 500, None, 500, 2)
+    'writing: 500 moments, 250 a second'
+
+    Args:
+        lately: of `done`, what took `seconds`.
+    """
+    text = f"{label}: {done:,} {unit}" if total is None else f"{label}: {done:,} of {total:,} {unit}"
+    if lately <= 0 or seconds <= 0:
+        return text
+    text += f", {lately / seconds:,.0f} a second"
+    if total is None or total <= done:
+        return text
+    left = (total - done) * seconds / lately
+    return f"{text}, {f'{left:.0f} s' if left < 100 else f'{left / 60:,.0f} min'} left"
 
 
 def instant(text: str) -> int:

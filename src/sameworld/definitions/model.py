@@ -290,14 +290,15 @@ def meaning_of(model: Model) -> Any:
     """The JSON that is hashed: everything but where data lie, with the order of the features kept."""
     data = as_json(model)
     data["features"] = [[name, feature] for name, feature in data["features"].items()]
-    return _without_data(data)
+    return without_data(data)
 
 
-def _without_data(value: Any) -> Any:
+def without_data(value: Any) -> Any:
+    """Leave out of a definition's JSON where data lie."""
     if isinstance(value, dict):
-        return {name: _without_data(item) for name, item in value.items() if name != "data"}
+        return {name: without_data(item) for name, item in value.items() if name != "data"}
     if isinstance(value, list | tuple):
-        return [_without_data(item) for item in value]
+        return [without_data(item) for item in value]
     return value
 
 

@@ -188,6 +188,13 @@ class Cache:
                 lock.unlink(missing_ok=True)
 
 
+def cache_folder(folder: Path | None, cache: Path | bool) -> Path | None:
+    """Give where to keep things: `.sameworld/cache` in a world's folder (True), a folder of one's own, or nowhere (False)."""
+    if isinstance(cache, Path):
+        return cache
+    return (folder or Path()) / ".sameworld" / "cache" if cache else None
+
+
 def _files(folder: Path) -> Iterable[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
 

@@ -97,6 +97,38 @@ class DuckDBEngine:
         with self._readable(data, what) as relation:
             return self._con.sql(f"SELECT *{replaced} FROM {relation}").to_arrow_table()
 
+    def batches(self, data: Any, what: str, *, rows: int, timezone: str | None = None) -> Iterator[pa.Table]:
+        if isinstance(data, pa.Table):
+            whole = self.table(data, what, timezone=timezone)
+            yield from (whole.slice(first, rows) for first in range(0, max(whole.num_rows, 1), rows))
+            return
+        kinds = self.describe(data, what) if timezone is not None else {}
+        parts = [
+            f"{naive_sql(n, timezone)} AS {quoted(n)}" for n, k in kinds.items() if kind_of(k) == "naive"
+        ]
+        replaced = f" REPLACE ({', '.join(parts)})" if parts else ""
+        # A connection of its own: the next query of one ends the stream of the query before.
+        with self._readable(data, what) as relation, self._con.cursor() as con:
+            con.execute("SET TimeZone = 'UTC'")
+            reader = con.sql(f"SELECT *{replaced} FROM {relation}").to_arrow_reader(min(rows, _BATCH_ROWS))
+            waiting = reader.schema.empty_table()
+            empty = True
+            for batch in _in_duckdb_s_words(reader):
+                waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
+                while waiting.num_rows >= rows:
+                    empty = False
+                    yield waiting.slice(0, rows)
+                    waiting = waiting.slice(rows)
+            if empty or waiting.num_rows:
+                yield waiting
+
+    def files(self, data: Any) -> list[Path] | None:
+        if isinstance(data, pa.Table) or _is_query(str(data)):
+            return None
+        path = str(self._folder / str(data))
+        found = self._con.execute("SELECT file FROM glob(?) ORDER BY file", [path]).fetchall()
+        return [Path(name) for (name,) in found] or [Path(path)]
+
     @contextmanager
     def _readable(self, data: Any, what: str) -> Generator[str]:
         """Give the text to select from; errors of reading name what was read."""
@@ -211,16 +243,6 @@ class DuckDBEngine:
 
     # what `Kept` needs
 
-    def files(self, data: Any) -> list[Path] | None:
-        """Give the files of a source in the order in which they are read; None when it is a table or a query."""
-        if isinstance(data, pa.Table) or _is_query(str(data)):
-            return None
-        path = str(self._folder / str(data))
-        return [
-            Path(row[0])
-            for row in self._con.execute(f"SELECT file FROM glob({literal(path)}) ORDER BY file").fetchall()
-        ]
-
     def count(self, files: Sequence[Path]) -> int:
         return self._most_rows(tuple(files))
 
@@ -242,12 +264,12 @@ class DuckDBEngine:
                 )
         return self._con.sql("SELECT * FROM entities ORDER BY entity").to_arrow_table()
 
-    def batches(self, grouping: Grouping, schema: Schema, rows: Rows) -> Iterator[pa.RecordBatch]:
+    def prepared_batches(self, grouping: Grouping, schema: Schema, rows: Rows) -> Iterator[pa.RecordBatch]:
         with self._prepared(grouping, schema, rows, fact_words=True, numbered=True) as prepared:
             yield from self._batches(grouping, schema, prepared, ordered=True, numbered=True)
         self._con.execute("DROP TABLE IF EXISTS entities")
 
-    def inputs(
+    def input_batches(
         self, grouping: Grouping, schema: Schema, files: Sequence[Path], inputs: Sequence[Input]
     ) -> Iterator[pa.RecordBatch]:
         wanted = Grouping(grouping.source, grouping.keys, tuple(inputs), ())
@@ -483,8 +505,12 @@ def input_columns(grouping: Grouping, schema: Schema, table: pa.Table) -> list[I
     return result
 
 
-def _key_names(grouping: Grouping) -> list[str]:
-    return [f"key_{i}" for i in range(len(grouping.keys))]
+def _in_duckdb_s_words(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """Give a reader's batches; what goes wrong inside DuckDB meanwhile is DuckDB's error again."""
+    try:
+        yield from reader
+    except (pa.ArrowException, OSError) as error:
+        raise duckdb.Error(str(error)) from error
 
 
 def _is_query(text: str) -> bool:
@@ -493,6 +519,10 @@ def _is_query(text: str) -> bool:
         "FROM",
         "WITH",
     }
+
+
+def _key_names(grouping: Grouping) -> list[str]:
+    return [f"key_{i}" for i in range(len(grouping.keys))]
 
 
 def _is_csv(path: str) -> bool:

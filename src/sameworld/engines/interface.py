@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -73,6 +74,17 @@ class Engine(Protocol):
 
     def table(self, data: Any, what: str, *, timezone: str | None = None) -> pa.Table:
         """Give a whole table as Arrow, in its own order; naive timestamps become instants on the clocks of `timezone`, as a source's do."""
+        ...
+
+    def batches(self, data: Any, what: str, *, rows: int, timezone: str | None = None) -> Iterator[pa.Table]:
+        """Give what `table` gives as tables of so many rows, the last with fewer, without holding all of it; one without rows when there is none.
+
+        Other methods may be called between two of them.
+        """
+        ...
+
+    def files(self, data: Any) -> list[Path] | None:
+        """Give the files that a path or glob means, sorted; None when the data are a table or a query."""
         ...
 
     def aggregates(

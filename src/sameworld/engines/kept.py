@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import NEVER
@@ -30,6 +29,7 @@ from sameworld.asof.schema import Schema
 from sameworld.asof.threads import Threads
 from sameworld.definitions.hashing import content_hash
 from sameworld.engines.cache import Cache
+from sameworld.engines.contents import content_of
 from sameworld.engines.interface import Asked, Change, Rows
 from sameworld.engines.kept_rows import Base, KeptRows, Opened, Scans
 
@@ -253,19 +253,7 @@ def _digest(asked: Asked) -> str:
     state = hashlib.blake2b(digest_size=16)
     state.update(np.ascontiguousarray(asked.at).data)
     state.update(np.ascontiguousarray(asked.as_of).data)
-    for name in asked.keys.column_names:
-        column = pa.concat_arrays(asked.keys[name].chunks) if len(asked.keys) else pa.array([], pa.int64())
-        state.update(f"{name} {column.type}".encode())
-        state.update(np.ascontiguousarray(column.is_null().to_numpy(zero_copy_only=False)).data)
-        if pa.types.is_string(column.type):
-            filled = column.fill_null("")
-            state.update(pc.binary_length(filled).to_numpy().data)
-            ends = np.frombuffer(filled.buffers()[1], np.int32)[filled.offset :][: len(filled) + 1]
-            if ends.size and filled.buffers()[2] is not None:
-                state.update(memoryview(filled.buffers()[2])[ends[0] : ends[-1]])
-        else:
-            plain = column.cast(pa.int64()) if not pa.types.is_boolean(column.type) else column
-            state.update(np.ascontiguousarray(plain.fill_null(0).to_numpy(zero_copy_only=False)).data)
+    state.update(content_of(asked.keys).encode())
     return state.hexdigest()
 
 

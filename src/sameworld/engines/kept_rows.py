@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-import sameworld.asof
 from sameworld.asof import spill
 from sameworld.asof.aggregations import NEVER
 from sameworld.asof.columns import NO_WORDS, InputColumn, Texts, input_words
@@ -46,11 +45,11 @@ class Scans(Protocol):
         """Number all entities of a source, those of the file `known` as they are there; give their keys and how many rows each has, by number."""
         ...
 
-    def batches(self, grouping: Grouping, schema: Schema, rows: Rows) -> Iterator[pa.RecordBatch]:
+    def prepared_batches(self, grouping: Grouping, schema: Schema, rows: Rows) -> Iterator[pa.RecordBatch]:
         """Give all prepared rows with the numbers of their entities, and `row`."""
         ...
 
-    def inputs(
+    def input_batches(
         self, grouping: Grouping, schema: Schema, files: Sequence[Path], inputs: Sequence[Input]
     ) -> Iterator[pa.RecordBatch]:
         """Give some inputs of all rows, in the order of the files."""
@@ -119,7 +118,7 @@ class KeptRows:
         self, grouping: Grouping, schema: Schema, rows: Rows, world: World, files: Sequence[Path]
     ) -> Opened:
         """Give a source's sorted rows; made, or merged, when they are not kept yet."""
-        contents = {path: digest for (path, _, digest) in fingerprint_of_files(files, self._cache)}
+        contents = _contents(files, self._cache)
         parts = {
             "source": grouping.source.content,
             "schema": dict(schema),
@@ -190,7 +189,7 @@ class KeptRows:
             ]
             about: dict[str, Any] = {"files": [*known, *(contents[str(path)] for path in more)], "base": None}
             reading = Reading([item.family(schema) for item in inputs], world)
-            words = (reading.words(batch) for batch in self._scans.batches(wanted, schema, where))
+            words = (reading.words(batch) for batch in self._scans.prepared_batches(wanted, schema, where))
             if base is not None:
                 about["base"] = _about(base)
                 made = iter([self._merged(base, building.folder, words, reading, entities.num_rows, run)])
@@ -202,8 +201,8 @@ class KeptRows:
             about["total"] = self._scans.total([Path(path) for path in contents])
             pq.write_table(entities.drop_columns(["rows"]), building.folder / "entities.parquet")
             (building.folder / "about.json").write_text(json.dumps(about))
-            again = {path: digest for path, _, digest in fingerprint_of_files([Path(p) for p in contents])}
-            if again != dict(contents):
+            again = _contents([Path(path) for path in contents], None)
+            if again != contents:
                 raise DataError(
                     f"The files of source {grouping.source.name!r} changed while they were read.",
                     where=", ".join(path for path in contents if again[path] != contents[path]),
@@ -318,7 +317,7 @@ class KeptRows:
         def parts() -> Iterator[Words]:
             if first:
                 yield first
-            for batch in self._scans.inputs(grouping, schema, opened.files[after:], items):
+            for batch in self._scans.input_batches(grouping, schema, opened.files[after:], items):
                 part: Words = {}
                 for number, family in enumerate(families):
                     words, valid = input_words(family, batch.column(number), texts[number])
@@ -356,6 +355,15 @@ def _input_key(rows: str, item: Input) -> tuple[str, str, dict[str, Any]]:
     return content_hash(parts, digits=32), f"{item.column or 'rows'} where {item.condition or 'true'}", parts
 
 
+def _contents(files: Sequence[Path], cache: Cache | None) -> dict[str, str]:
+    """Give path -> digest of the file's contents, with the columns that its folders name (`day=2026-01-31`)."""
+    result: dict[str, str] = {}
+    for path, _, digest in fingerprint_of_files(files, cache):
+        hive = "/".join(part for part in Path(path).parts[:-1] if "=" in part)
+        result[path] = f"{digest} {hive}".strip()
+    return result
+
+
 def _without(contents: Mapping[str, str], known: Sequence[str]) -> list[Path]:
     """Give the files whose contents are not among the known ones, each counted as often as it is there."""
     left = Counter(known)
@@ -380,9 +388,10 @@ def _about(base: Entry) -> dict[str, Any]:
 
 @functools.cache
 def code() -> str:
-    """A hash of the code that gives values their meaning, and of what its results depend on besides."""
+    """A hash of the code that gives values their meaning (between releases the version says nothing), and of what its results depend on besides."""
     state = hashlib.blake2b(digest_size=16)
-    folders = [Path(sameworld.asof.__file__).parent, Path(__file__).parent]
+    package = Path(__file__).parents[1]
+    folders = [package / name for name in ("definitions", "asof", "engines")]
     for path in sorted(path for folder in folders for path in folder.glob("*.py")):
         state.update(path.read_bytes())
     for module in (np, pa, duckdb):

@@ -9,12 +9,10 @@ import hashlib
 import hmac
 import os
 import pickle
-import platform
 import secrets
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +28,7 @@ from sameworld.definitions.functions import NamedFunction
 from sameworld.definitions.model import Constant, Model, Rate, model_from_json
 from sameworld.errors import BundleError
 from sameworld.training.encoding import ColumnEncoding, matrix
-
-_PACKAGES = ("sameworld", "numpy", "pyarrow", "duckdb", "numba", "lightgbm", "scikit-learn")
+from sameworld.training.environment import environment
 
 
 class RateTable(msgspec.Struct, frozen=True):
@@ -80,26 +77,6 @@ _TYPES = {
     str(kind): kind
     for kind in (pa.int64(), pa.float64(), pa.bool_(), pa.string(), pa.timestamp("us", tz="UTC"))
 }
-
-
-def environment() -> dict[str, str]:
-    """Give the versions and the processor that bits may depend on."""
-    flags = ""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        flags = next(
-            (line.split(":", 1)[1] for line in info.read_text().splitlines() if line.startswith("flags")), ""
-        )
-    features = " ".join(flag for flag in ("avx", "avx2", "fma", "avx512f") if f" {flag} " in f"{flags} ")
-    versions = {name: _version(name) for name in _PACKAGES}
-    return {**versions, "python": platform.python_version(), "machine": platform.machine(), "cpu": features}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 class Bundle:

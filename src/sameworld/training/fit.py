@@ -16,12 +16,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 
-from sameworld.asof.request import call_derived
 from sameworld.definitions.feature import Category, Derive, Field
 from sameworld.definitions.model import Model, Rate, as_json
+from sameworld.engines.cache import cache_folder
 from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.engines.interface import Engine, World
-from sameworld.errors import DefinitionError, TrainingError
+from sameworld.errors import TrainingError
 from sameworld.training.bundle import (
     Bundle,
     Description,
@@ -33,6 +33,7 @@ from sameworld.training.bundle import (
 )
 from sameworld.training.encoding import learn, matrix
 from sameworld.training.metrics import Score, log_loss, roc_auc, root_mean_squared_error
+from sameworld.training.row_independence import check_row_independence
 from sameworld.training.training_set import Say, TrainingSet, compute, silent
 
 _CALIBRATION_SHARE = 0.2
@@ -82,7 +83,7 @@ def train(
         until: microseconds since 1970, the time of training: only examples whose label has matured by then are learnt from, everything asked after
             it is for the score. By default the time before which 85 % of the moments were asked.
         as_of: when the score's labels are known; now by default.
-        engine: DuckDB by default.
+        engine: DuckDB by default, with its cache in `.sameworld/cache` in the folder.
         folder: what relative paths start from.
         say: told what is being done.
 
@@ -97,7 +98,7 @@ def train(
         model.features,
         model.moments,
         model.label,
-        engine=engine or DuckDBEngine(folder),
+        engine=engine or DuckDBEngine(folder, cache=cache_folder(folder, True), say=say),
         world=world,
         as_of=as_of,
         fallbacks=model.fallbacks,
@@ -129,7 +130,7 @@ def fit(
     label, label_then = _numbers(data.label), _numbers(data.label_then)
     encodings = learn(model.features, data.features, learnable)
     encoded = matrix(encodings, data.features)
-    _check_row_independence(model, data, np.flatnonzero(learnable)[:200])
+    check_row_independence(model.features, data, np.flatnonzero(learnable)[:200])
     say(f"fitting on {rows['fit']:,} moments, calibrating on {rows['calibration']:,} ({world})")
     estimator = _fit(
         model,
@@ -339,46 +340,6 @@ def _scores(
 
 def _is_derived(feature: Any) -> bool:
     return isinstance(feature.of if isinstance(feature, Category) else feature, Derive)
-
-
-def _check_row_independence(model: Model, data: TrainingSet, rows: NDArray[np.int64]) -> None:
-    """Refuse a derived feature whose bits depend on the other rows of the call."""
-    fields = {name: data.moments.fields[name].combine_chunks() for name in data.moments.fields.column_names}
-    for name, feature in model.features.items():
-        plain = feature.of if isinstance(feature, Category) else feature
-        if not isinstance(plain, Derive):
-            continue
-        columns = {**fields, **data.features}
-        given = [columns[item].take(pa.array(rows)) for item in plain.inputs]
-        kind = data.features[name].type
-        batch = call_derived(plain, name, given, kind)
-        alone = pa.concat_arrays(
-            [call_derived(plain, name, [g.slice(i, 1) for g in given], kind) for i in range(rows.size)]
-            or [batch]
-        )
-        order = pa.array(np.arange(rows.size)[::-1])
-        permuted = call_derived(plain, name, [g.take(order) for g in given], kind).take(order)
-        for way, other in (("alone", alone), ("permuted", permuted)):
-            if not _same_bits(batch, other):
-                raise DefinitionError(
-                    f"The function {plain.function.name!r} of feature {name!r} is not row-independent.",
-                    where=_place(plain),
-                    expected="the same bits for a row whatever other rows are in the call",
-                    found=f"a row gives another value {way} than in a batch of {rows.size}",
-                    do="compute each row from its own inputs only; put means, ranks and scales of the data into constants.",
-                )
-
-
-def _place(plain: Derive) -> str:
-    code = getattr(plain.function.call, "__code__", None)
-    return f"{code.co_filename}:{code.co_firstlineno}" if code else ""
-
-
-def _same_bits(first: pa.Array, second: pa.Array) -> bool:
-    if pa.types.is_floating(first.type):
-        pairs = (a.fill_null(0.0).to_numpy(zero_copy_only=False).view(np.int64) for a in (first, second))
-        return bool(np.array_equal(*pairs)) and first.is_null().equals(second.is_null())
-    return first.equals(second)
 
 
 def _depends_on_neighbours(model: Model, estimator: Any, rows: NDArray[np.float64]) -> bool:

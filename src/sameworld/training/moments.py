@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ from sameworld.asof.schema import VALUE_TYPES, Schema, kind_of, supported
 from sameworld.definitions.moments import Moments
 from sameworld.engines.interface import Engine
 from sameworld.errors import DataError, nearest
+
+_WHAT = "the moments"
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,34 @@ def read_moments(engine: Engine, moments: Moments) -> MomentTable:
     Raises:
         DataError: the time column is missing, naive without a timezone, or null somewhere.
     """
-    what = "the moments"
-    schema = engine.describe(moments.data, what)
+    schema = engine.describe(moments.data, _WHAT)
+    _check_at(moments, schema)
+    table = engine.table(moments.data, _WHAT, timezone=moments.timezone)
+    return _moment_table(table, moments, schema)
+
+
+def moment_batches(engine: Engine, moments: Moments, rows: int) -> Iterator[MomentTable]:
+    """Read a table of moments so many at a time, in its own order; one table without moments when there is none.
+
+    Raises:
+        DataError: as `read_moments`.
+    """
+    schema = engine.describe(moments.data, _WHAT)
+    _check_at(moments, schema)
+    for table in engine.batches(moments.data, _WHAT, rows=rows, timezone=moments.timezone):
+        yield _moment_table(table, moments, schema)
+
+
+def _check_at(moments: Moments, schema: Schema) -> None:
     if moments.at not in schema:
         raise DataError(
             f"The moments have no column {moments.at!r}.",
             expected=f"nearest: {nearest(moments.at, schema)}",
             do="set at= to the column of the time of asking.",
         )
-    table = engine.table(moments.data, what, timezone=moments.timezone)
+
+
+def _moment_table(table: pa.Table, moments: Moments, schema: Schema) -> MomentTable:
     at = _instants(table[moments.at], moments.at)
     if at.null_count:
         raise DataError(

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sameworld.asof.check import check_model
-from sameworld.asof.plan import aggregates_of, groupings_of
+from sameworld.asof.plan import Grouping, aggregates_of, groupings_of
 from sameworld.asof.request import evaluate
 from sameworld.asof.schema import Schema, supported
 from sameworld.definitions.feature import Feature, Outcome
@@ -24,9 +24,11 @@ from sameworld.definitions.model import Fallback, Model
 from sameworld.definitions.moments import Moments
 from sameworld.definitions.source import Source
 from sameworld.definitions.windows import Window
+from sameworld.engines.cache import cache_folder
 from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.engines.interface import Asked, Engine, Rows, World
 from sameworld.errors import DataError, DefinitionError, Problems, SameworldError
+from sameworld.training.fingerprint import Fingerprint, Seen, fingerprint_of
 from sameworld.training.moments import MomentTable, read_moments, request_schema
 
 Say = Callable[[str], None]
@@ -70,8 +72,12 @@ def training_set(
     world: World = "as_of",
     as_of: int | None = None,
     folder: Path | None = None,
+    cache: Path | bool = True,
+    say: Say = silent,
 ) -> pa.Table:
     """Give one row a moment, in the moments' order: the time asked, every feature, and the label.
+
+    The schema's metadata has under `sameworld` what the table was made of, as JSON: see `Fingerprint`.
 
     Args:
         model_or_features: a model, or name -> feature.
@@ -81,6 +87,8 @@ def training_set(
         world: "as_of", or "event_time" to see what a join on event times would have claimed.
         as_of: microseconds since 1970; labels are as known then, and null until they have matured. Now by default.
         folder: what relative paths start from.
+        cache: whether (or in which folder) sorted sources and finished columns are kept; `.sameworld/cache` in the folder by default.
+        say: told what is being done.
 
     Returns:
         Columns: the moments' `at`, one a feature (one a window when it has several), and "label" where there is one.
@@ -88,22 +96,141 @@ def training_set(
     Raises:
         Problems: everything that is wrong with the definitions and their data, at once.
     """
+    features, moments, label = asked_for(model_or_features, moments, label)
+    own = DuckDBEngine(folder, cache=cache_folder(folder, cache), say=say) if engine == "duckdb" else None
+    chosen = own or engine
+    assert chosen != "duckdb"
+    try:
+        plan = planned(features, moments, label, engine=chosen, world=world, as_of=as_of)
+        seen = plan.seen()
+        read = read_moments(chosen, moments)
+        say(plan.summary(read.at.shape[0]))
+        table = plan.table(plan.at(read))
+        seen.check()
+    finally:
+        if own is not None:
+            own.close()
+    return table.replace_schema_metadata(plan.fingerprint(seen).metadata())
+
+
+def asked_for(
+    model_or_features: Model | Mapping[str, Feature], moments: Moments | None, label: Label | None
+) -> tuple[dict[str, Feature], Moments, Label | None]:
+    """Give the features, moments and label that a training set is to be made of; what is given goes before the model's own."""
     if isinstance(model_or_features, Model):
         model = model_or_features
-        features, moments, label = model.features, moments or model.moments, label or model.label
-    else:
-        features = dict(model_or_features)
+        return model.features, moments or model.moments, label or model.label
     if moments is None:
         raise DefinitionError("A training set needs moments.", do="pass moments=sw.Moments(...).")
-    chosen = DuckDBEngine(folder) if engine == "duckdb" else engine
-    computed = compute(features, moments, label, engine=chosen, world=world, as_of=as_of)
-    at = pa.array(computed.moments.at, pa.timestamp("us", tz="UTC"))
-    columns = {moments.at: at, **computed.features}
-    if computed.label is not None:
-        columns["label"] = pc.if_else(
-            pa.array(computed.mature), computed.label, pa.scalar(None, computed.label.type)
+    return dict(model_or_features), moments, label
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is decided once, be it for all moments or for one part of them after another: see `planned`.
+
+    Args:
+        features, moments, label, engine, world, rows: as given.
+        as_of: microseconds; labels are as known then.
+        schemas: source content -> pinned schema.
+        asks: the moments' columns and types.
+        groupings: what the features read.
+    """
+
+    features: Mapping[str, Feature]
+    moments: Moments
+    label: Label | None
+    engine: Engine
+    world: World
+    rows: Mapping[str, Rows]
+    as_of: int
+    schemas: dict[str, dict[str, str]]
+    asks: Schema
+    groupings: tuple[Grouping, ...]
+
+    @property
+    def sources(self) -> list[Source]:
+        """The sources behind the features and the label, each once."""
+        return sources_of(self.features, self.label)
+
+    def seen(self) -> Seen:
+        """Take the contents of the data as they are now."""
+        return Seen.of(self.engine, self.sources, self.schemas, self.moments, self.asks)
+
+    def fingerprint(self, seen: Seen) -> Fingerprint:
+        """Give what the values are made of."""
+        return fingerprint_of(self.features, self.label, seen, world=self.world, as_of=self.as_of)
+
+    def summary(self, moments: int | None) -> str:
+        """Give one line of what is going to be computed."""
+        count = "moments" if moments is None else f"{moments:,} moments"
+        return f"{count}, {len(self.features)} features of {len(self.sources)} sources ({self.world})"
+
+    def at(self, read: MomentTable, until: Callable[[NDArray[np.int64]], int] | None = None) -> TrainingSet:
+        """Compute features and labels at some moments; each moment's are its own, whatever others are with it.
+
+        Args:
+            read: the moments.
+            until: gives the time of training from the moments' times; the label is computed as known then, too.
+        """
+        asked = Asked(read.fields, read.at, read.at)
+        aggregates = self.engine.aggregates(
+            self.groupings, self.schemas, asked, rows=self.rows, world=self.world
         )
-    return pa.table(columns)
+        columns = evaluate(
+            self.features,
+            aggregates,
+            {name: _chunk(read.fields[name]) for name in read.fields.column_names},
+        )
+        outcome = label_then = None
+        trained_at = until(read.at) if until is not None and read.at.size else None
+        mature = np.ones(read.at.shape[0], np.bool_)
+        label = self.label
+        if label is not None:
+            outcome = label_at(label, self.engine, self.schemas, read, self.as_of, self.rows)
+            mature = read.at + label.within_microseconds + label.settles_microseconds < self.as_of
+            if trained_at is not None:
+                label_then = label_at(label, self.engine, self.schemas, read, trained_at, self.rows)
+        request = request_schema(self.moments, self.asks)
+        return TrainingSet(read, columns, outcome, mature, self.schemas, request, trained_at, label_then)
+
+    def table(self, computed: TrainingSet) -> pa.Table:
+        """Give what was computed as a table: the time asked, every feature, and the label where it has matured."""
+        at = pa.array(computed.moments.at, pa.timestamp("us", tz="UTC"))
+        columns = {self.moments.at: at, **computed.features}
+        if computed.label is not None:
+            columns["label"] = pc.if_else(
+                pa.array(computed.mature), computed.label, pa.scalar(None, computed.label.type)
+            )
+        return pa.table(columns)
+
+
+def planned(
+    features: Mapping[str, Feature],
+    moments: Moments,
+    label: Label | None,
+    *,
+    engine: Engine,
+    world: World = "as_of",
+    as_of: int | None = None,
+    rows: Mapping[str, Rows] | None = None,
+    fallbacks: Sequence[Fallback] = (),
+) -> Plan:
+    """Check definitions against their data, pin types and group what is read.
+
+    Raises:
+        Problems: everything that is wrong with the definitions and their data, at once.
+    """
+    now = as_of if as_of is not None else time.time_ns() // 1000
+    asks = engine.describe(moments.data, "the moments")
+    sources = sources_of(features, label)
+    schemas = {source.content: engine.describe(source.data, f"source {source.name!r}") for source in sources}
+    problems = check_model(features, label, moments, schemas, asks, fallbacks=fallbacks)
+    if problems:
+        raise Problems("The plan", problems)
+    schemas = {content: supported(schema) for content, schema in schemas.items()}
+    groupings = groupings_of(aggregates_of(features.values()))
+    return Plan(features, moments, label, engine, world, rows or {}, now, schemas, asks, groupings)
 
 
 def compute(
@@ -127,33 +254,12 @@ def compute(
         until: gives the time of training from the moments' times; the label is computed as known then, too.
         say: told what is being done.
     """
-    now = as_of if as_of is not None else time.time_ns() // 1000
-    described = engine.describe(moments.data, "the moments")
-    sources = sources_of(features, label)
-    schemas = {source.content: engine.describe(source.data, f"source {source.name!r}") for source in sources}
-    problems = check_model(features, label, moments, schemas, described, fallbacks=fallbacks)
-    if problems:
-        raise Problems("The plan", problems)
-    schemas = {content: supported(schema) for content, schema in schemas.items()}
-    table = read_moments(engine, moments)
-    say(f"{table.at.shape[0]:,} moments, {len(features)} features of {len(sources)} sources ({world})")
-    asked = Asked(table.fields, table.at, table.at)
-    aggregates = engine.aggregates(
-        groupings_of(aggregates_of(features.values())), schemas, asked, rows=rows or {}, world=world
+    plan = planned(
+        features, moments, label, engine=engine, world=world, as_of=as_of, rows=rows, fallbacks=fallbacks
     )
-    columns = evaluate(
-        features, aggregates, {name: _chunk(table.fields[name]) for name in table.fields.column_names}
-    )
-    outcome = label_then = None
-    trained_at = until(table.at) if until is not None and table.at.size else None
-    mature = np.ones(table.at.shape[0], np.bool_)
-    if label is not None:
-        outcome = label_at(label, engine, schemas, table, now, rows or {})
-        mature = table.at + label.within_microseconds + label.settles_microseconds < now
-        if trained_at is not None:
-            label_then = label_at(label, engine, schemas, table, trained_at, rows or {})
-    request = request_schema(moments, described)
-    return TrainingSet(table, columns, outcome, mature, schemas, request, trained_at, label_then)
+    read = read_moments(engine, moments)
+    say(plan.summary(read.at.shape[0]))
+    return plan.at(read, until)
 
 
 def problems_of(model: Model, engine: Engine) -> list[SameworldError]:
