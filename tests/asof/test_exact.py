@@ -26,7 +26,7 @@ int64 = st.one_of(
 def partial_of(values: Sequence[float], base: int, limbs: int) -> np.ndarray:
     cell = np.zeros(exact.HEADER + limbs, np.int64)
     for bits in np.array(values, np.float64).view(np.int64):
-        exact.add_float(cell, bits, base)
+        exact.add_float(cell, bits, base, 1)
     return cell
 
 
@@ -59,7 +59,7 @@ def bits(value: float) -> str:
 def read_integers(values: Sequence[int]) -> tuple[int, bool]:
     cell = np.zeros(exact.HEADER + 3, np.int64)
     for value in values:
-        exact.add_integer(cell, np.int64(value))
+        exact.add_integer(cell, np.int64(value), 1)
     assert cell[0] == len(values)
     return exact.read_integer(cell, np.empty(3, np.int64))
 
@@ -229,7 +229,7 @@ def test_the_ends_of_int64_are_reached_and_not_passed(values: list[int], expecte
 @pytest.mark.parametrize("value", [2**63 - 1, -(2**63), -1, 1, 2**32 - 1])
 def test_the_greatest_number_of_equal_integers_is_summed_exactly(value: int) -> None:
     cell = np.zeros(exact.HEADER + 3, np.int64)
-    exact.add_integer(cell, np.int64(value))
+    exact.add_integer(cell, np.int64(value), 1)
     total = value * (2**31 - 1)
     fits = -(2**63) <= total < 2**63
     assert exact.read_integer(cell * (2**31 - 1), np.empty(3, np.int64)) == (

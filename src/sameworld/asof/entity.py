@@ -14,10 +14,15 @@ from sameworld.asof.aggregations import DISTINCT, FIRST, LAST, LATEST, MAX, MIN,
 from sameworld.asof.columns import NO_WORDS, InputColumn, input_column
 from sameworld.asof.compiled import compiled
 from sameworld.asof.exact import HEADER, exponents_of, limbs_for
-from sameworld.asof.exact_variance import scratch_size, square_limbs_for
+from sameworld.asof.exact_variance import (
+    INTEGER_SQUARE_LIMBS,
+    INTEGER_SUM_LIMBS,
+    scratch_size,
+    square_limbs_for,
+)
 from sameworld.asof.kernel import add, read
 from sameworld.asof.plan import Read
-from sameworld.asof.read import INTEGER_LIMBS, INTEGER_SQUARE_LIMBS, got_of, partials_of, words_for
+from sameworld.asof.read import got_of, partials_of, words_for
 from sameworld.asof.schedule import edge_time, first_at_or_after
 
 # The words of a row as a store keeps it: int64 all of them, so that a run of rows is a table that is read where it lies.
@@ -109,7 +114,7 @@ def read_entities(
             else:
                 base, sum_limbs, square_limbs = 0, 0, 0
                 if op in (SUM, SQUARES):
-                    sum_limbs, square_limbs = INTEGER_LIMBS, INTEGER_SQUARE_LIMBS if op == SQUARES else 0
+                    sum_limbs, square_limbs = INTEGER_SUM_LIMBS, INTEGER_SQUARE_LIMBS if op == SQUARES else 0
                     if is_float:
                         base, highest = exponents_of(words, valid, mask, low, high)
                         sum_limbs = limbs_for(base, highest)

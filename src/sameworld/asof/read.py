@@ -25,14 +25,13 @@ from sameworld.asof.aggregations import (
 )
 from sameworld.asof.codes import local_codes
 from sameworld.asof.columns import NO_WORDS, InputColumn
-from sameworld.asof.exact_variance import square_limbs_for
+from sameworld.asof.exact_variance import INTEGER_SQUARE_LIMBS, INTEGER_SUM_LIMBS, square_limbs_for
 from sameworld.asof.plan import Read
 from sameworld.asof.schedule import Schedule, schedule_entities
 from sameworld.asof.threads import Threads
 from sameworld.asof.values import Got, as_float
 
 _NO_OUT = np.zeros((0, 0), np.int64)
-INTEGER_LIMBS, INTEGER_SQUARE_LIMBS = 3, 6
 
 
 @dataclass
@@ -275,6 +274,6 @@ def limbs_of(
     if op in (COUNT, DISTINCT):
         return 0, 0, 0
     if not is_float:
-        return 0, INTEGER_LIMBS, INTEGER_SQUARE_LIMBS if op == SQUARES else 0
+        return 0, INTEGER_SUM_LIMBS, INTEGER_SQUARE_LIMBS if op == SQUARES else 0
     base, highest = exact.exponent_range(words, valid)
     return base, exact.limbs_for(base, highest), square_limbs_for(base, highest) if op == SQUARES else 0
