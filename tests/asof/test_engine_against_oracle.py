@@ -41,6 +41,7 @@ def features(source: sw.Source, keys: tuple[str, ...]) -> list:
     return made
 
 
+@pytest.mark.parametrize("closing", [False, True])
 @pytest.mark.parametrize("versioned", VERSIONED)
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
@@ -48,13 +49,18 @@ def features(source: sw.Source, keys: tuple[str, ...]) -> list:
     repeated=st.lists(st.integers(0, 13), max_size=3),
     asked=moments,
     two_keys=st.booleans(),
+    within=st.integers(1, 9),
 )
 def test_every_value_equals_the_oracle_bit_for_bit(
-    versioned: str, history: list, repeated: list, asked: list, two_keys: bool
+    versioned: str, closing: bool, history: list, repeated: list, asked: list, two_keys: bool, within: int
 ) -> None:
     history = history + [history[place] for place in repeated if place < len(history)]
     table = pa.Table.from_pylist(history, schema=SCHEMA)
-    source = sw.Source("rows", table, event_time="e", available_at="a", **VERSIONED[versioned])
+    named = dict(VERSIONED[versioned])
+    closing = closing and bool(named)
+    if closing:
+        named |= {"corrections_within": f"{within}us"}
+    source = sw.Source("rows", table, event_time="e", available_at="a", **named)
     keys = ("k1", "k2") if two_keys else ("k1",)
     aggregates = features(source, keys)
     engine = DuckDBEngine(threads=1)
@@ -85,6 +91,7 @@ def test_every_value_equals_the_oracle_bit_for_bit(
                         t,
                         start=start,
                         end=end,
+                        corrections_within=within if closing else None,
                     )
                 )
                 for k1, k2, t in asked

@@ -12,7 +12,7 @@ import sameworld as sw
 from sameworld.definitions import durations
 from sameworld.definitions.functions import NamedFunction
 from sameworld.definitions.hashing import content_hash
-from sameworld.definitions.model import as_json, model_from_json
+from sameworld.definitions.model import as_json, meaning_of, model_from_json
 from sameworld.definitions.problems import collecting
 from sameworld.definitions.windows import Window
 from sameworld.errors import DefinitionError
@@ -134,12 +134,53 @@ def test_where_data_lie_is_not_in_the_hash() -> None:
         {"available_at": "arrived_at"},
         {"id": "id"},
         {"id": "id", "version": "v"},
+        {"id": "id", "corrections_within": "30d"},
         {"timezone": "UTC"},
     ],
 )
 def test_whatever_a_source_says_is_in_its_hash(changed: dict) -> None:
     given = {"event_time": "t", "available_at": sw.delay("1m")}
     assert sw.Source("s", "f", **(given | changed)).content != sw.Source("s", "f", **given).content
+
+
+def test_an_option_that_came_later_is_in_the_hash_only_when_it_is_given() -> None:
+    plain = sw.Source("s", "f", event_time="t", available_at="a")
+    full = sw.Source(
+        "s",
+        "f",
+        event_time="t",
+        available_at=sw.delay("1m"),
+        id="i",
+        version="v",
+        deleted="d",
+        timezone="UTC",
+    )
+    # as they were before there was corrections_within
+    assert (plain.content, full.content) == ("12e67cbfdecdf295", "7a2abdfa8f99bd38")
+    assert "corrections_within" not in json.dumps(meaning_of(world()))
+    closing = sw.Source("s", "f", event_time="t", available_at="a", id="i", corrections_within="30d")
+    model = world(features={"n": closing.by("user").count(over="1h")})
+    assert '"corrections_within": "30d"' in json.dumps(meaning_of(model))
+    assert model_from_json(json.loads(json.dumps(as_json(model))), {}).sources[0].content == closing.content
+
+
+def test_a_duration_for_corrections_has_one_form() -> None:
+    one, other, longer = (
+        sw.Source("s", "f", event_time="t", available_at="a", id="i", corrections_within=text)
+        for text in ("36h", "1d12h", "2d")
+    )
+    assert one == other
+    assert one.content == other.content != longer.content
+    assert one.corrections_within_microseconds == 36 * 3_600_000_000
+
+
+@pytest.mark.parametrize("text", ["0s", "", "soon", "-1d", "1000000w"])
+def test_corrections_count_within_a_positive_duration(text: str) -> None:
+    with pytest.raises(DefinitionError) as caught:
+        sw.Source("s", "f", event_time="t", available_at="a", id="i", corrections_within=text)
+    assert caught.value.where.startswith("source 's'")
+    assert caught.value.where.endswith(", corrections_within")
+    assert "uration" in caught.value.what
 
 
 def test_a_hash_is_the_same_in_another_process() -> None:
@@ -386,9 +427,9 @@ def test_a_source_name_fits_in_a_route(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("given", ["version", "deleted"])
+@pytest.mark.parametrize("given", ["version", "deleted", "corrections_within"])
 def test_corrections_need_an_id(given: str) -> None:
-    assert problem(lambda: sw.Source("s", "f", event_time="t", available_at="a", **{given: "c"})) == (
+    assert problem(lambda: sw.Source("s", "f", event_time="t", available_at="a", **{given: "1d"})) == (
         f"Source 's' has {given}= but no id=.\n"
         "  in: source 's'\n"
         "  expected: the column that names the fact\n"

@@ -38,11 +38,13 @@ class Reading:
     Args:
         families: of the inputs.
         world: which rows count as readable when.
+        within: the source's `corrections_within`, in microseconds.
     """
 
-    def __init__(self, families: Sequence[str | None], world: World) -> None:
+    def __init__(self, families: Sequence[str | None], world: World, within: int | None = None) -> None:
         self.families = list(families)
         self.world: World = world
+        self.within = NEVER if within is None else within
         self.texts = {number: Texts() for number, family in enumerate(families) if family == "text"}
 
     def words(self, batch: pa.RecordBatch) -> Words:
@@ -123,18 +125,13 @@ def sort(columns: Words, reading: Reading, entities: int, run: Threads) -> Sorte
         entities: how many there are.
         run: threads.
     """
-    event, available = columns.pop("event"), columns.pop("available")
-    tie, version = columns.pop("tie", NO_KEY), columns.pop("version", NO_KEY)
-    gone = columns.pop("gone")
-    superseded = NO_KEY
-    if "fact_low" in columns:
-        superseded = _superseded(
-            columns.pop("fact_low"),
-            columns.pop("fact_high", NO_KEY),
-            columns.pop("no_fact"),
-            (version, available, tie),
-            run,
-        )
+    event, gone = columns.pop("event"), columns.pop("gone")
+    tie, version = columns.get("tie", NO_KEY), columns.get("version", NO_KEY)
+    lives = lifetimes(columns, reading, run)
+    available, superseded = lives.counted, lives.superseded
+    for name in ("available", "tie", "version", "fact_low", "fact_high", "no_fact"):
+        columns.pop(name, None)
+    if superseded.shape[0]:
         gone |= available >= superseded
         if reading.world == "event_time":
             gone |= superseded != NEVER
@@ -169,11 +166,12 @@ def sorted_rows(
     entities: int,
     *,
     world: World,
+    within: int | None,
     run: Threads,
     rows: int = 0,
 ) -> Sorted:
-    """Give `sort` of batches, see `Reading.words`; `rows` is how many there are at most, if that is known."""
-    reading = Reading(families, world)
+    """Give `sort` of batches, see `Reading`; `rows` is how many there are at most, if that is known."""
+    reading = Reading(families, world, within)
     return sort(gathered(_words(reading, batches), rows), reading, entities, run)
 
 
@@ -189,26 +187,47 @@ def _filled(column: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     return pc.fill_null(column, 0).to_numpy(), column.is_null().to_numpy(zero_copy_only=False)
 
 
-def _superseded(
-    fact: NDArray[np.int64],
-    more: NDArray[np.int64],
-    no_fact: NDArray[np.bool_],
-    order_of_versions: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
-    run: Threads,
-) -> NDArray[np.int64]:
-    """Give when each row version stops being the truth; NEVER for rows without a fact."""
-    rows = fact.shape[0]
+@dataclass(frozen=True)
+class Lifetimes:
+    """When row versions live.
+
+    Args:
+        counted: shape (rows,), microseconds; from when on each is readable, NEVER for one that does not count.
+        superseded: shape (rows,), until when; empty for a source without an id.
+        first: shape (rows,), when the first version of its fact became readable; empty for a source without an id.
+    """
+
+    counted: NDArray[np.int64]
+    superseded: NDArray[np.int64]
+    first: NDArray[np.int64]
+
+
+def lifetimes(columns: Words, reading: Reading, run: Threads) -> Lifetimes:
+    """Give when each row version lives; rows without a fact are facts of their own."""
+    available = columns["available"]
+    if "fact_low" not in columns:
+        return Lifetimes(available, NO_KEY, NO_KEY)
+    low, high = columns["fact_low"], columns.get("fact_high", NO_KEY)
+    rows = low.shape[0]
     buckets = max(rows // _ROWS_A_BUCKET, 1)
-    mixed = (fact.view(np.uint64) * _MIX) >> np.uint64(32)
+    mixed = (low.view(np.uint64) * _MIX) >> np.uint64(32)
     bucket = (mixed % np.uint64(buckets)).astype(np.int64)
-    bucket[no_fact] = -1
+    bucket[columns["no_fact"]] = -1
     # A fact is in one bucket only, so rows of one fact lie together.
-    order, _ = sorted_order(bucket, buckets, (fact, more, *order_of_versions), run)
+    keys = (low, high, columns["version"], available, columns["tie"])
+    order, _ = sorted_order(bucket, buckets, keys, run)
     del bucket, mixed
     same = np.zeros(order.shape[0], np.bool_)
-    same[1:] = fact[order[1:]] == fact[order[:-1]]
-    if more.shape[0]:
-        same[1:] &= more[order[1:]] == more[order[:-1]]
-    result = np.full(rows, NEVER, np.int64)
-    result[order] = superseded_at(same, order_of_versions[1][order])
+    same[1:] = low[order[1:]] == low[order[:-1]]
+    if high.shape[0]:
+        same[1:] &= high[order[1:]] == high[order[:-1]]
+    counted, superseded, first = superseded_at(same, available[order], reading.within)
+    result = Lifetimes(available.copy(), np.full(rows, NEVER, np.int64), available.copy())
+    result.counted[order], result.superseded[order], result.first[order] = counted, superseded, first
     return result
+
+
+def with_empty(table: pa.Table) -> Iterator[pa.RecordBatch]:
+    """Give a table's batches, after one without rows, so that there is one."""
+    yield pa.RecordBatch.from_pylist([], schema=table.schema)
+    yield from table.to_batches()

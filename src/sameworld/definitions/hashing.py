@@ -6,6 +6,13 @@ import hashlib
 import json
 from typing import Any
 
+_LATER = frozenset({"corrections_within"})
+
+
+def as_first_hashed(data: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the options that definitions did not always have and that are not given, so that older definitions keep their hashes."""
+    return {name: value for name, value in data.items() if not (name in _LATER and value is None)}
+
 
 def content_hash(value: Any, *, digits: int = 16) -> str:
     """Give the first hex digits of SHA-256 over the canonical JSON of plain data (dicts, lists, strings, numbers)."""

@@ -11,7 +11,7 @@ import msgspec
 from sameworld.definitions import durations
 from sameworld.definitions.feature import Aggregate, Category, Derive, Feature, Field
 from sameworld.definitions.functions import NamedFunction
-from sameworld.definitions.hashing import content_hash
+from sameworld.definitions.hashing import as_first_hashed, content_hash
 from sameworld.definitions.label import Label
 from sameworld.definitions.moments import Moments
 from sameworld.definitions.problems import report
@@ -296,7 +296,7 @@ def meaning_of(model: Model) -> Any:
 def without_data(value: Any) -> Any:
     """Leave out of a definition's JSON where data lie."""
     if isinstance(value, dict):
-        return {name: without_data(item) for name, item in value.items() if name != "data"}
+        return {name: without_data(item) for name, item in as_first_hashed(value).items() if name != "data"}
     if isinstance(value, list | tuple):
         return [without_data(item) for item in value]
     return value

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from sameworld.definitions import availability, feature, windows
+from sameworld.definitions import availability, durations, feature, windows
 from sameworld.definitions.availability import Availability, AvailableColumn
 from sameworld.definitions.feature import Aggregate
-from sameworld.definitions.hashing import content_hash
+from sameworld.definitions.hashing import as_first_hashed, content_hash
 from sameworld.definitions.problems import report
 from sameworld.definitions.where_defined import caller
 from sameworld.errors import DefinitionError
@@ -36,6 +36,8 @@ class Source(_Table, frozen=True, kw_only=True):
         id: the column that names the fact. Later rows with the same id are corrections of it.
         version: the column that orders corrections; without it the order of arrival does.
         deleted: a boolean column; a row with true withdraws the fact.
+        corrections_within: for how long corrections of a fact count, such as "30d": a version that becomes readable so long after the fact's
+            first one, or later, is as if it had never come. For ever by default.
         timezone: the zone of naive timestamps in this table. Without it they are an error.
 
     Raises:
@@ -47,6 +49,7 @@ class Source(_Table, frozen=True, kw_only=True):
     id: str | None = None
     version: str | None = None
     deleted: str | None = None
+    corrections_within: str | None = None
     timezone: str | None = None
 
     def __post_init__(self) -> None:
@@ -70,8 +73,17 @@ class Source(_Table, frozen=True, kw_only=True):
                     do=f"say it in one of four ways: {availability.FOUR_WAYS}.",
                 )
             )
-        if (self.version or self.deleted) and not self.id:
-            given = "version" if self.version else "deleted"
+        if self.corrections_within is not None:
+            try:
+                parsed = durations.microseconds(self.corrections_within, of=f"{where}, corrections_within")
+            except DefinitionError as problem:
+                report(problem)
+            else:
+                msgspec.structs.force_setattr(self, "corrections_within", durations.text_of(parsed))
+        given = next(
+            (name for name in ("version", "deleted", "corrections_within") if getattr(self, name)), None
+        )
+        if given and not self.id:
             report(
                 DefinitionError(
                     f"Source {self.name!r} has {given}= but no id=.",
@@ -95,10 +107,17 @@ class Source(_Table, frozen=True, kw_only=True):
         return self.available_at
 
     @functools.cached_property
+    def corrections_within_microseconds(self) -> int | None:
+        """For how long corrections of a fact count; None is for ever."""
+        if self.corrections_within is None:
+            return None
+        return durations.microseconds(self.corrections_within, of="corrections_within")
+
+    @functools.cached_property
     def content(self) -> str:
         """The hash of what the rows mean; where they lie is not part of it."""
         meaning = msgspec.to_builtins(msgspec.structs.replace(self, data=None))
-        return content_hash(meaning)
+        return content_hash(as_first_hashed(meaning))
 
     def where(self, condition: str) -> Rows:
         """Keep only the rows for which a DuckDB condition over the row's own columns is true."""

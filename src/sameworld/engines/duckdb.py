@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sameworld.asof.aggregations import AGGREGATIONS, NEVER
 from sameworld.asof.columns import InputColumn, input_column
 from sameworld.asof.plan import Grouping, Input
-from sameworld.asof.prepared import World, sorted_rows
+from sameworld.asof.prepared import Reading, World, gathered, lifetimes, sorted_rows, with_empty
 from sameworld.asof.rows import (
     available_sql,
     fact_words_sql,
@@ -210,7 +210,13 @@ class DuckDBEngine:
                 batches = self._batches(grouping, schema, prepared, ordered=ordered)
                 # One more entity, without rows, for moments whose keys no row has or one of whose keys is null.
                 made = sorted_rows(
-                    batches, families, entities + 1, world=world, run=run, rows=self._most_rows(rows.data)
+                    batches,
+                    families,
+                    entities + 1,
+                    world=world,
+                    within=grouping.source.corrections_within_microseconds,
+                    run=run,
+                    rows=self._most_rows(rows.data),
                 )
             self._con.execute("DROP TABLE IF EXISTS entities")
             return read_at(made.rows, codes, asked, grouping.reads, run)
@@ -358,8 +364,15 @@ class DuckDBEngine:
             ]
         given = table.select([*order, "number"]).rename_columns([*order, "entity"])
         with Threads(self._threads) as run:
-            batches = [pa.RecordBatch.from_pylist([], schema=given.schema), *given.to_batches()]
-            made = sorted_rows(batches, [], count, world=world, run=run, rows=table.num_rows)
+            made = sorted_rows(
+                with_empty(given),
+                [],
+                count,
+                world=world,
+                within=grouping.source.corrections_within_microseconds,
+                run=run,
+                rows=table.num_rows,
+            )
         inputs = [f"input_{i}" for i in range(len(grouping.inputs))]
         kept = made.rows
         result = table.select([*_key_names(grouping), "fact", "version", "tie", *inputs]).take(
@@ -392,14 +405,17 @@ class DuckDBEngine:
         return table["available"].to_numpy(), table["event"].to_pylist()
 
     def heads(self, grouping: Grouping, schema: Schema, rows: Rows) -> pa.Table:
-        """Give the greatest readable version of every fact of a source with an id: fact, version, available_at, tie, deleted, event_time, key_*."""
-        keys = "".join(f", key_{i}" for i in range(len(grouping.keys)))
-        greatest = ", ".join(f"{column} DESC" for column in SORTED_BY.split(", "))
-        with self._prepared(grouping, schema, rows) as prepared:
-            return self._con.sql(
-                f"SELECT fact, version, available_at, tie, deleted, event_time{keys} FROM ({prepared}) WHERE fact IS NOT NULL AND available_at IS NOT NULL "
-                f"QUALIFY row_number() OVER (PARTITION BY fact ORDER BY {greatest}) = 1"
-            ).to_arrow_table()
+        """Give the greatest version that counts of every fact of a source with an id: fact, version, available_at, tie, deleted, event_time, first_available, key_*."""
+        with self._prepared(grouping, schema, rows, fact_words=True) as prepared:
+            table = self._con.sql(f"SELECT *, -1 AS entity FROM ({prepared})").to_arrow_table()
+        reading = Reading([], "as_of", grouping.source.corrections_within_microseconds)
+        with Threads(self._threads) as run:
+            lives = lifetimes(gathered(map(reading.words, with_empty(table))), reading, run)
+        # Nothing supersedes the greatest version, and only it.
+        kept = (lives.counted < NEVER) & (lives.superseded == NEVER) & table["fact"].is_valid().to_numpy()
+        columns = ["fact", "version", "available_at", "tie", "deleted", "event_time", *_key_names(grouping)]
+        first = pa.array(lives.first)
+        return table.select(columns).append_column("first_available", first).filter(pa.array(kept))
 
     def entity_rows(
         self, grouping: Grouping, schema: Schema, keys: pa.Table, rows: Rows
@@ -424,7 +440,8 @@ class DuckDBEngine:
         Versions that never live are among them, and those of the same facts that belong to another entity, since they supersede.
 
         Returns:
-            own (whether the version is the entity's), event_time, available_at (NEVER where it is null), superseded_at, fact, version, deleted, tie, input_*.
+            own (whether the version is the entity's), event_time, came_at (its available time; NEVER where it is null), available_at (NEVER also where it
+            came too late to count), superseded_at, fact, version, deleted, tie, input_*.
         """
         self._have_entity(grouping, schema, keys)
         names = ", ".join(_key_names(grouping))
@@ -448,8 +465,16 @@ class DuckDBEngine:
         same = [
             place > 0 and fact is not None and fact == facts[place - 1] for place, fact in enumerate(facts)
         ]
-        ends = superseded_at(np.array(same, np.bool_), table["available_at"].to_numpy().astype(np.int64))
-        return [{**row, "superseded_at": end} for row, end in zip(result, ends.tolist(), strict=True)]
+        within = grouping.source.corrections_within_microseconds
+        counted, ends, _ = superseded_at(
+            np.array(same, np.bool_),
+            table["available_at"].to_numpy().astype(np.int64),
+            NEVER if within is None else within,
+        )
+        return [
+            {**row, "came_at": row["available_at"], "available_at": available, "superseded_at": end}
+            for row, available, end in zip(result, counted.tolist(), ends.tolist(), strict=True)
+        ]
 
     def _have_entity(self, grouping: Grouping, schema: Schema, keys: pa.Table) -> None:
         """Have the one entity of `keys` in the table `entities`."""

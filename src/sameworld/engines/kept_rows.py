@@ -188,7 +188,8 @@ class KeptRows:
                 for item in inputs
             ]
             about: dict[str, Any] = {"files": [*known, *(contents[str(path)] for path in more)], "base": None}
-            reading = Reading([item.family(schema) for item in inputs], world)
+            families = [item.family(schema) for item in inputs]
+            reading = Reading(families, world, grouping.source.corrections_within_microseconds)
             words = (reading.words(batch) for batch in self._scans.prepared_batches(wanted, schema, where))
             if base is not None:
                 about["base"] = _about(base)

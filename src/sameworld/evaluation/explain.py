@@ -43,6 +43,7 @@ STANDINGS = {
     "null_value": "what the aggregation reads of it is null",
     "deletion": "it withdraws its fact",
     "no_event_time": "its event time is null, so it is in no window",
+    "too_late": "its fact had closed when it came (corrections_within)",
     "never_readable": "its available time is null",
 }
 """Why a row version does or does not count at a moment; each has exactly one."""
@@ -592,7 +593,7 @@ def _standing(
     """Why a row version does or does not count; the first reason that there is."""
     event, available = row["event_time"], row["available_at"]
     if available == NEVER:
-        return "never_readable"
+        return "never_readable" if row["came_at"] == NEVER else "too_late"
     if row["deleted"]:
         return "deletion"
     if event is None:

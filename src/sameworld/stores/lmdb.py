@@ -23,7 +23,7 @@ from sameworld.asof.aggregations import AGGREGATIONS, LAST, NEVER
 from sameworld.asof.entity import AVAILABLE, EVENT, FIRST_VALID, TIE, VERSION, EntityReads
 from sameworld.asof.plan import Grouping
 from sameworld.asof.schema import Schema
-from sameworld.asof.versions import order_of
+from sameworld.asof.versions import closes_at, order_of
 from sameworld.engines.duckdb import input_columns
 from sameworld.errors import StoreError
 from sameworld.stores.chunks import Layout, RowWords, Texts, tie_word
@@ -36,7 +36,11 @@ _BEGINNING = -(2**63)
 
 
 class Head(msgspec.Struct, array_like=True, gc=False):
-    """The greatest version of a fact that was readable so far, and where its row is."""
+    """The greatest version of a fact that was readable so far, and where its row is.
+
+    `first_available` is when the fact's first version became readable, where corrections count within a time only. No index without it has such a source:
+    the heads of a source are under its content hash.
+    """
 
     version: int
     available_at: int
@@ -44,8 +48,11 @@ class Head(msgspec.Struct, array_like=True, gc=False):
     deleted: bool
     event_time: int | None
     keys: dict[str, Any]
+    first_available: int | None = None
 
 
+_CLOSED = b""
+"""Stands for the head of a fact whose corrections do not count any more. It must stay: without it the next one would be taken for a new fact."""
 _encode = msgspec.msgpack.encode
 _head = msgspec.msgpack.Decoder(Head).decode
 
@@ -76,6 +83,7 @@ class Index:
         self._env.reader_check()
         self._rows = self._env.open_db(b"rows")
         self._facts = self._env.open_db(b"facts")
+        self._closing = self._env.open_db(b"closing")
         self._deliveries = self._env.open_db(b"deliveries")
         self._meta = self._env.open_db(b"meta")
 
@@ -122,8 +130,11 @@ class Index:
         available_at: int,
         places: Sequence[tuple[Grouping, Layout, list[int], list[int]]],
         floor: int,
+        within: int | None = None,
     ) -> None:
         """Take one row version into every grouping of its source.
+
+        Where corrections count within a time only, the first version of a fact must come first.
 
         Args:
             source: the source's content hash.
@@ -132,12 +143,19 @@ class Index:
             available_at: when it becomes readable.
             places: (grouping, layout, places of its keys, places of its inputs) for every filled grouping over the source.
             floor: no moment before this will be asked about any more.
+            within: for how long corrections of a fact count; None is for ever.
         """
         if row.fact is not None:
-            at = _short(source.encode() + b"\0" + row.fact.encode())
+            at = _fact_key(source, row.fact)
             found = txn.get(at, db=self._facts)
+            first = None if within is None else available_at
             if found is not None:
+                if found == _CLOSED:
+                    return
                 head = _head(found)
+                first = head.first_available
+                if within is not None and first is not None and available_at >= closes_at(first, within):
+                    return
                 if order_of(row.version, available_at, row.tie) <= order_of(
                     head.version, head.available_at, head.tie
                 ):
@@ -146,8 +164,10 @@ class Index:
                     for grouping, layout, _, _ in places:
                         # By name: whoever wrote this head may have served other models.
                         self._remove(txn, grouping, layout, [head.keys.get(k) for k in grouping.keys], head)
+            elif within is not None:
+                txn.put(_closing_key(closes_at(available_at, within), at), b"", db=self._closing)
             keyed = dict(zip(names, row.keys, strict=True))
-            head = Head(row.version, available_at, row.tie, row.deleted, row.event_time, keyed)
+            head = Head(row.version, available_at, row.tie, row.deleted, row.event_time, keyed, first)
             txn.put(at, _encode(head), db=self._facts)
         if row.deleted or row.event_time is None:
             return
@@ -158,6 +178,29 @@ class Index:
                     row.event_time, available_at, row.version, row.tie, [row.inputs[i] for i in inputs]
                 )
                 self._insert(txn, grouping, layout, key, made, floor)
+
+    def first_available(self, txn: lmdb.Transaction, source: str, fact: str) -> int | None:
+        """Give when the first version of a fact became readable; None where that is not known, or does not matter any more."""
+        found = txn.get(_fact_key(source, fact), db=self._facts)
+        return _head(found).first_available if found else None
+
+    def close_facts(self, txn: lmdb.Transaction, coming: int, most: int) -> None:
+        """Forget what is known of facts whose corrections do not count any more, but for there having been such facts.
+
+        Args:
+            coming: whatever is not applied yet becomes readable then or later.
+            most: how many facts to close; the others wait for a later call.
+        """
+        cursor = txn.cursor(db=self._closing)
+        for _ in range(most):
+            if not cursor.first():
+                return
+            key = bytes(cursor.key())
+            if _start_of(key[:8]) > coming:
+                return
+            cursor.delete()
+            if txn.get(key[8:], db=self._facts):  # after a filling it may not be there any more
+                txn.put(key[8:], _CLOSED, db=self._facts)
 
     def _insert(
         self,
@@ -312,8 +355,15 @@ class Index:
         say(f"filled {grouping.source.name} by {', '.join(grouping.keys)}: {count:,} rows")
         return count
 
-    def fill_facts(self, txn: lmdb.Transaction, source: str, table: pa.Table, names: Sequence[str]) -> None:
-        """Note the greatest version of every fact of a source."""
+    def fill_facts(
+        self,
+        txn: lmdb.Transaction,
+        source: str,
+        table: pa.Table,
+        names: Sequence[str],
+        within: int | None = None,
+    ) -> None:
+        """Note the greatest version of every fact of a source; `within` as in `apply`."""
         columns = [
             table[name].to_pylist()
             for name in (
@@ -323,12 +373,18 @@ class Index:
                 "tie",
                 "deleted",
                 "event_time",
+                "first_available",
                 *(f"key_{i}" for i in range(len(names))),
             )
         ]
-        for fact, version, available_at, tie, deleted, event_time, *key in zip(*columns, strict=True):
-            head = Head(version, available_at, tie, deleted, event_time, dict(zip(names, key, strict=True)))
-            txn.put(_short(source.encode() + b"\0" + fact.encode()), _encode(head), db=self._facts)
+        for fact, version, available_at, tie, deleted, event_time, first, *key in zip(*columns, strict=True):
+            at = _fact_key(source, fact)
+            keyed = dict(zip(names, key, strict=True))
+            head = Head(version, available_at, tie, deleted, event_time, keyed)
+            if within is not None:
+                head.first_available = first
+                txn.put(_closing_key(closes_at(first, within), at), b"", db=self._closing)
+            txn.put(at, _encode(head), db=self._facts)
 
 
 def _holds(rows: RowWords, usable: NDArray[np.bool_], found: int, word: int, mask: int) -> bool:
@@ -367,6 +423,14 @@ def entity_prefix(grouping: Grouping, key: Sequence[Any]) -> bytes:
     """Give the first bytes of the keys of an entity's chunks: no entity's are those of another."""
     entity = _short(_encode(list(key)))
     return grouping_prefix(grouping) + struct.pack(">H", len(entity)) + entity
+
+
+def _fact_key(source: str, fact: str) -> bytes:
+    return _short(source.encode() + b"\0" + fact.encode())
+
+
+def _closing_key(closes: int, fact: bytes) -> bytes:
+    return struct.pack(">Q", closes + 2**63) + fact
 
 
 def _short(key: bytes) -> bytes:

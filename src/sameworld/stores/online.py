@@ -297,9 +297,9 @@ class OnlineStore:
             ):
                 union = Grouping(written.source, tuple(written.preparer.keys), (), ())
                 rows = Rows(written.source.data, border, logged.get(written.source.name))
-                self.index.fill_facts(
-                    txn, written.source.content, engine.heads(union, written.schema, rows), union.keys
-                )
+                heads = engine.heads(union, written.schema, rows)
+                within = written.source.corrections_within_microseconds
+                self.index.fill_facts(txn, written.source.content, heads, union.keys, within)
         sources = {grouping.source.content: grouping.source for grouping in wanted}
         fingerprints.save(
             self.folder,
@@ -339,6 +339,7 @@ class OnlineStore:
             self._apply_missing(txn)
             fresh: list[tuple[Incoming, Delivery]] = []
             digests: dict[str, bytes] = {}
+            firsts: dict[tuple[str, str], int] = {}
             last = self.index.get(txn, "stamp", 0)
             passed = self.index.get(txn, "passed", 0)
             sequence = self.log.next_number
@@ -347,7 +348,9 @@ class OnlineStore:
                     incoming.source.encode() + b"\0" + incoming.events, digest_size=16
                 ).digest()
                 known = digests.get(incoming.key) or self.index.delivery(txn, incoming.key)
-                early = self._too_early(incoming, passed) if self.replay else None
+                early = None
+                if self.replay and known is None:
+                    early = self._too_early(incoming, passed) or self._before_its_first(txn, incoming, firsts)
                 if known is not None:
                     answers.append(_repeated(incoming, known, digest, sequence))
                 elif early is not None:
@@ -377,7 +380,13 @@ class OnlineStore:
                 for incoming, delivery in fresh:
                     self._apply(txn, delivery, incoming.rows, laid_out)
                 self._advance(txn, self.log.next_number)
+                self._close_facts(txn, 2 * sum(len(incoming.rows) for incoming, _ in fresh))
         return answers
+
+    def _close_facts(self, txn: lmdb.Transaction, most: int) -> None:
+        """Once everything logged is applied: forget facts that nothing to come can correct."""
+        passed, stamp = self.index.get(txn, "passed", 0), self.index.get(txn, "stamp", 0)
+        self.index.close_facts(txn, passed if self.replay else stamp + 1, most)
 
     def _advance(self, txn: lmdb.Transaction, sequence: int) -> None:
         """Note what has been applied. Groupings of models that only other servers have were not: they are not filled any more."""
@@ -402,6 +411,37 @@ class OnlineStore:
             expected=f"available times of at least {passed} us", found=f"{min(early)} us", do="replay events and requests in the order of time.",
         )  # fmt: skip
 
+    def _before_its_first(
+        self, txn: lmdb.Transaction, incoming: Incoming, firsts: dict[tuple[str, str], int]
+    ) -> ReplayOrderError | None:
+        """Refuse versions that became readable before the first one of their fact: what had been forgotten on its account might count again.
+
+        Args:
+            firsts: (source, fact) -> when its first version became readable, of deliveries taken in this commit; added to.
+        """
+        source = self._written[incoming.source].source
+        if source.corrections_within is None:
+            return None
+        earliest: dict[str, int] = {}
+        for row in incoming.rows:
+            if row.fact is not None and row.available_at is not None:
+                earliest[row.fact] = min(row.available_at, earliest.get(row.fact, row.available_at))
+        early: list[tuple[str, int, int]] = []
+        for fact, time in earliest.items():
+            first = firsts.get((source.name, fact), self.index.first_available(txn, source.content, fact))
+            if first is not None and time < first:
+                early.append((fact, time, first))
+        if not early:
+            for fact, time in earliest.items():
+                firsts.setdefault((source.name, fact), time)
+            return None
+        fact, time, first = early[0]
+        return ReplayOrderError(
+            f"{len(early)} facts of source {source.name!r} have versions that became readable before the first one that came.",
+            where=f"fact {fact!r}", expected=f"available times of at least {first} us", found=f"{time} us",
+            do=f"replay events in the order of time: corrections count within {source.corrections_within} of the first version.",
+        )  # fmt: skip
+
     def pass_moment(self, t: int) -> bool:
         """In a replay, before the snapshot is opened: note that requests at `t` are being answered, so that nothing earlier may come.
 
@@ -423,6 +463,9 @@ class OnlineStore:
         floor = stamp or self.index.get(txn, "floor", 0)
         written = self._written.get(delivery.source)
         places = [place for place in written.places if place[0].content in laid_out] if written else []
+        within = written.source.corrections_within_microseconds if written else None
+        if within is not None and not stamp:  # the first version of a fact first
+            rows = sorted(rows, key=lambda row: row.available_at or 0)
         for row in rows:
             available = stamp or row.available_at  # no stamp: it was a replay
             if available is None:
@@ -430,7 +473,7 @@ class OnlineStore:
             latest = max(latest, available)
             if written is not None and places:
                 names = written.preparer.keys
-                self.index.apply(txn, written.source.content, row, names, available, places, floor)
+                self.index.apply(txn, written.source.content, row, names, available, places, floor, within)
         self.index.put(txn, "stamp", max(latest, self.index.get(txn, "stamp", 0)))
         digest = hashlib.blake2b(delivery.source.encode() + b"\0" + delivery.events, digest_size=16).digest()
         self.index.note_delivery(txn, delivery.key, digest)

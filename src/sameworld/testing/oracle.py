@@ -41,12 +41,42 @@ class Version:
     tie: int = 0
 
 
-def living(rows: Iterable[Version], as_of: int) -> list[Version]:
+def counting(rows: Iterable[Version], corrections_within: int | None) -> list[Version]:
+    """Leave out the versions that became readable so long after the first readable one of their fact that they do not count, as if they had never come."""
+    rows = list(rows)
+    if corrections_within is None:
+        return rows
+    result: list[Version] = []
+    for row in rows:
+        first = min(
+            (
+                other.available_at
+                for other in rows
+                if row.fact is not None and other.fact == row.fact and other.available_at is not None
+            ),
+            default=None,
+        )
+        too_late = (
+            first is not None
+            and row.available_at is not None
+            and row.available_at >= first + corrections_within
+        )
+        if not too_late:
+            result.append(row)
+    return result
+
+
+def living(rows: Iterable[Version], as_of: int, *, corrections_within: int | None = None) -> list[Version]:
     """Give the row versions that are the truth at `as_of`: of those readable strictly before it, the greatest of every fact, unless it is a deletion.
 
-    Versions of a fact that are alike to the last tie are one delivery told several times, and live once.
+    Versions of a fact that are alike to the last tie are one delivery told several times, and live once. Versions that came too late do not count:
+    see `counting`.
     """
-    readable = [row for row in rows if row.available_at is not None and row.available_at < as_of]
+    readable = [
+        row
+        for row in counting(rows, corrections_within)
+        if row.available_at is not None and row.available_at < as_of
+    ]
     result: list[Version] = []
     for place, row in enumerate(readable):
         of_fact = [
@@ -75,6 +105,7 @@ def value_at(
     start: int | None,
     end: int = 0,
     as_of: int | None = None,
+    corrections_within: int | None = None,
 ) -> Value:
     """Give one aggregate of one entity at one moment.
 
@@ -85,10 +116,11 @@ def value_at(
         at: the moment, in microseconds.
         start, end: the window is [at + start, at + end); a start of None is the beginning of time.
         as_of: rows readable before this count; the moment itself by default.
+        corrections_within: for how long corrections of a fact count, in microseconds; for ever by default.
     """
     inside = [
         row
-        for row in living(rows, at if as_of is None else as_of)
+        for row in living(rows, at if as_of is None else as_of, corrections_within=corrections_within)
         if None not in key
         and row.key == key
         and row.event_time is not None
