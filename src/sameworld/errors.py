@@ -75,6 +75,10 @@ class StoreError(SameworldError):
     """The online store cannot do what was asked."""
 
 
+class CacheError(SameworldError):
+    """The cache cannot be changed. Whatever is in it can be computed again."""
+
+
 class RequestError(SameworldError):
     """A request that cannot be understood. Only the server knows which status code that is."""
 

@@ -8,13 +8,16 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sameworld import __version__
 from sameworld.cli import show
-from sameworld.errors import DefinitionError, Problems, SameworldError
+from sameworld.errors import CacheError, DefinitionError, Problems, SameworldError
+
+if TYPE_CHECKING:
+    from sameworld.engines.cache import Entry
 
 _Command = Callable[..., Any]
 
@@ -476,6 +479,76 @@ def gap(
         show.out.print(measured.table())
         if report:
             show.out.print(f"report: {report}")
+
+
+def _facts(entry: Entry) -> dict[str, Any]:
+    times = {"created": entry.created, "used": entry.used}
+    return {
+        "kind": entry.kind,
+        "key": entry.key,
+        "about": entry.about,
+        "bytes": entry.bytes,
+        **{name: show.iso(int(time) * 1_000_000) for name, time in times.items()},
+    }
+
+
+def _counted(entries: int) -> str:
+    return f"{entries:,} {'entry' if entries == 1 else 'entries'}"
+
+
+@main.command()
+@_common
+@click.option(
+    "--trim", help="Keep at most so much, such as 500MB or 10GB: the least recently used goes first."
+)
+@click.option("--older-than", help="Remove what was not used for so long, such as 12h or 30d.")
+def cache(world: Path, as_json: bool, trim: str | None, older_than: str | None) -> None:
+    """Show what is kept of earlier runs, the least recently used first, and trim it. All of it can be computed again."""
+    from sameworld.definitions.durations import microseconds  # noqa: PLC0415
+    from sameworld.engines.cache import DEFAULT, Cache  # noqa: PLC0415
+
+    limit = None if trim is None else show.size(trim, of="--trim")
+    age = None if older_than is None else microseconds(older_than, of="--older-than") / 1e6
+    folder = world.resolve().parent / DEFAULT
+    kept = Cache(folder)
+    try:
+        gone = [] if limit is None and age is None else kept.trim(limit, age)
+    except OSError as error:
+        raise CacheError(
+            f"The cache cannot be trimmed: {error.strerror}.",
+            where=str(error.filename or folder),
+            do="trim it as the user whose files they are.",
+        ) from error
+    entries = kept.entries()
+    total = sum(entry.bytes for entry in entries)
+    if as_json:
+        show.json_out(
+            {
+                "folder": str(folder),
+                "bytes": total,
+                "entries": [_facts(entry) for entry in entries],
+                "removed": [_facts(entry) for entry in gone],
+            }
+        )
+        return
+    if gone:
+        show.out.print(f"removed {_counted(len(gone))}, {show.size_text(sum(entry.bytes for entry in gone))}")
+    if not entries:
+        show.out.print(f"Nothing is kept in {folder}", markup=False, soft_wrap=True)
+        return
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table("kind", "what", "size", "created", "last used")
+    for entry in entries:
+        facts = _facts(entry)
+        table.add_row(
+            entry.kind, Text(entry.about), show.size_text(entry.bytes), facts["created"], facts["used"]
+        )
+    show.out.print(table)
+    show.out.print(
+        f"{_counted(len(entries))}, {show.size_text(total)}, in {folder}", markup=False, soft_wrap=True
+    )
 
 
 @main.command()

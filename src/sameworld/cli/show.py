@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -22,7 +23,10 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from sameworld.errors import DataError, SameworldError
+from sameworld.errors import DataError, DefinitionError, SameworldError
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?b)", re.IGNORECASE)
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -159,3 +163,40 @@ def iso(microseconds: int) -> str:
         microseconds=microseconds
     )
     return moment.isoformat().replace("+00:00", "Z")
+
+
+def size(text: str, *, of: str) -> int:
+    """Read a size as bytes.
+
+    Args:
+        text: a number with one of the units B, kB, MB, GB, TB, each a thousand of the one before.
+        of: what the size is for, for the error.
+
+    Raises:
+        DefinitionError: the text is not a size.
+
+    >>> size("1.5GB", of="--trim")
+    1500000000
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise DefinitionError(
+            f"{text!r} is not a size.",
+            where=of,
+            expected="a number with one of the units B, kB, MB, GB, TB",
+            do="write it like '500MB' or '10GB'; '0B' is nothing at all.",
+        )
+    return round(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def size_text(count: int) -> str:
+    """Write bytes as people read them.
+
+    >>> size_text(999), size_text(1_234_567)
+    ('999 B', '1.2 MB')
+    """
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 999.95 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return f"{count} B" if units[0] == "B" else f"{value:.1f} {units[0]}"

@@ -1,29 +1,45 @@
 """A cache in a folder, by content: an entry is a folder of files under the hash of everything they were made from. Shared by any number of processes.
 
-An entry appears whole, by one rename, or not at all; it never changes afterwards. A reader may hold an entry's files open or mapped while another
-process removes it: its files stay until they are let go of.
+An entry appears whole, by one rename, or not at all; it never changes afterwards. A damaged one counts as absent. What is in a cache can be made
+again, so it may be deleted at any time: files that a reader has open or mapped stay until it lets go of them, and one that meets a
+FileNotFoundError after `get` makes the entry again (or holds it with `pinned` from the beginning).
+
+A cache that cannot be written (no space, no permission, no locks) raises the OSError as it is, wherever it is met: the caller goes on without. Nothing
+half-written is ever seen.
+
+    <kind>/<first two of key>/<key>/    an entry: its files, and entry.json, which says what it is; the time that file was changed is the time of last use
+    tmp/<name>/, tmp/<name>.lock        what is being made or deleted, and the lock that its process holds meanwhile
+    locks/<kind>.<key>                  held by the one process that makes an entry
+    digests.msgpack                     what `fingerprint_of_files` remembers
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
-import json
 import os
+import re
+import secrets
 import shutil
-import tempfile
 import time
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from sameworld.errors import StoreError
+import msgspec
+
+from sameworld.errors import DataError
+
+DEFAULT = Path(".sameworld/cache")
+"""Where a world's cache lies, from the world's folder."""
 
 _FORMAT = 1
 _ENTRY = "entry.json"
-_RACY_NANOSECONDS = 2_000_000_000
+_TMP, _LOCKS, _DIGESTS = "tmp", "locks", "digests.msgpack"
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_RACY_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -49,11 +65,24 @@ class Entry:
     folder: Path
 
 
+class _Stored(msgspec.Struct, frozen=True):
+    """What `entry.json` holds; `files` are the sizes of all other files."""
+
+    format: int
+    kind: str
+    key: str
+    about: str
+    parts: dict[str, Any]
+    files: dict[str, int]
+    bytes: int
+    created: float
+
+
 class Building:
     """An entry in the making.
 
     Attributes:
-        folder: to write files to.
+        folder: to write files to, on the cache's file system.
         path: where the entry is once it is finished.
     """
 
@@ -61,211 +90,341 @@ class Building:
         self.folder, self.path = folder, path
 
 
+def cache_folder(folder: Path | None, cache: Path | bool) -> Path | None:
+    """Give where to keep things: `.sameworld/cache` in a world's folder (True), a folder of one's own, or nowhere (False)."""
+    if isinstance(cache, Path):
+        return cache
+    return (folder or Path()) / DEFAULT if cache else None
+
+
 class Cache:
-    """A cache.
+    """A cache. Any number of objects, threads and processes may work on one folder.
 
     Args:
         folder: made when something is kept for the first time.
+        limit_bytes: when what is kept grows beyond it, a finished build trims it to nine tenths of it; not at all by default.
+        clock: gives seconds since 1970.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, *, limit_bytes: int | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.folder, self.clock = folder, clock
+        self._limit = limit_bytes
+        self._size: int | None = None  # of all entries when last looked at, and what was built here since
 
     def get(self, kind: str, key: str) -> Path | None:
-        """Give a finished entry's folder, and note that it was used. A damaged entry is no entry."""
+        """Give a finished entry's folder, and note that it was used; None when there is none, or a damaged one."""
         path = self._path(kind, key)
         if _read(path) is None:
             return None
-        with contextlib.suppress(OSError):  # a cache that cannot be written to can still be read
-            os.utime(path / _ENTRY)
+        with suppress(OSError):  # a cache that cannot be written can still be read
+            os.utime(path / _ENTRY, (self.clock(), self.clock()))
         return path
 
-    @contextlib.contextmanager
+    @contextmanager
+    def pinned(self, kind: str, key: str) -> Generator[Path | None]:
+        """As `get`; and no `trim` takes the entry away while the block runs."""
+        entry = self._path(kind, key) / _ENTRY
+        while True:
+            try:
+                file = entry.open("rb")
+            except OSError:
+                break
+            with file:
+                fcntl.flock(file, fcntl.LOCK_SH)
+                if _is_at(file, entry):  # else it was trimmed while this waited
+                    yield self.get(kind, key)
+                    return
+        yield None
+
+    @contextmanager
     def build(self, kind: str, key: str, about: str, parts: Mapping[str, Any]) -> Generator[Building]:
-        """Make an entry: write to the given `folder`; it is finished when the block ends well, and nothing is left of it when not.
+        """Make an entry: write files to the given `folder`, and close them. The entry is there when the block has ended well; nothing of it is left when not.
 
         If another process has finished the same entry meanwhile, that one is kept.
-        """
-        self._sweep()
-        path = self._path(kind, key)
-        with self._temporary() as folder:
-            building = Building(folder, path)
-            yield building
-            files = {str(file.relative_to(folder)): file.stat().st_size for file in _files(folder)}
-            entry = {
-                "format": _FORMAT,
-                "kind": kind,
-                "key": key,
-                "about": about,
-                "parts": dict(parts),
-                "files": files,
-                "created": time.time(),
-            }
-            (folder / _ENTRY).write_text(json.dumps(entry))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and _read(path) is None:
-                self._remove(path)
-            try:
-                folder.rename(path)
-            except OSError:
-                if _read(path) is None:
-                    raise
 
-    @contextlib.contextmanager
+        Args:
+            kind, key: letters, digits, - and _; the key is a hash.
+            about: one line for people.
+            parts: what the key is a hash of, for people and for who looks for a similar entry; JSON.
+
+        Raises:
+            OSError: no space, or no permission.
+        """
+        path = self._path(kind, key)
+        self._sweep()
+        with _temporary(self.folder / _TMP) as folder:
+            yield Building(folder, path)
+            files = {str(file.relative_to(folder)): file.stat().st_size for file in _files(folder)}
+            size = sum(files.values())
+            stored = _Stored(_FORMAT, kind, key, about, dict(parts), files, size, self.clock())
+            (folder / _ENTRY).write_bytes(msgspec.json.format(msgspec.json.encode(stored), indent=1))
+            os.utime(folder / _ENTRY, (stored.created, stored.created))
+            # A power cut must not leave files of the right size and other contents. It may well lose the entry.
+            for file in _files(folder):
+                _sync(file)
+            _sync(folder)
+            self._publish(folder, path)
+        self._keep_to_limit(size)
+
+    @contextmanager
     def lock(self, kind: str, key: str) -> Generator[None]:
-        """Hold what only one process should make at a time; another waits here, and finds it made. A holder that dies lets go."""
-        folder = self.folder / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{kind}-{key[:40]}").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        """Hold what only one process should make at a time; another waits here, and then finds it made. A holder that dies lets go.
+
+        Not for the same entry twice in one thread.
+        """
+        name = f"{kind}.{self._path(kind, key).name}"
+        locks = self.folder / _LOCKS
+        locks.mkdir(parents=True, exist_ok=True)
+        with _held(locks / name):
             yield
 
-    def entries(self, kind: str = "*") -> list[Entry]:
-        """Give all finished entries, or those of a kind, the least recently used first."""
-        found = (
-            _read(path.parent) for path in self.folder.glob(f"{kind}/*/*/{_ENTRY}") if path.parts[-4] != "tmp"
-        )
+    def entries(self, kind: str | None = None) -> list[Entry]:
+        """Give all finished entries, or those of a kind; the least recently used first."""
+        found = (_read(path) for path in self._folders(kind))
         return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.used)
 
     def trim(
         self,
         limit_bytes: int | None = None,
-        *,
         older_than_seconds: float | None = None,
         kinds: Collection[str] | None = None,
     ) -> list[Entry]:
-        """Remove entries, the least recently used first, and give them.
+        """Remove entries, the least recently used first, and what is damaged; give the entries removed. Pinned ones stay.
 
         Args:
-            limit_bytes: how much to keep.
-            older_than_seconds: remove what was not used for so long.
-            kinds: which kinds to remove; all by default.
+            limit_bytes: how much to keep at most.
+            older_than_seconds: remove what was not used for longer.
+            kinds: look at these kinds only.
+
+        Raises:
+            OSError: no permission.
         """
         self._sweep()
-        entries = self.entries()
+        entries = [entry for entry in self.entries() if kinds is None or entry.kind in kinds]
         size = sum(entry.bytes for entry in entries)
+        now = self.clock()
         gone: list[Entry] = []
         for entry in entries:
-            old = older_than_seconds is not None and time.time() - entry.used > older_than_seconds
+            old = older_than_seconds is not None and now - entry.used > older_than_seconds
             large = limit_bytes is not None and size > limit_bytes
-            if (kinds is None or entry.kind in kinds) and (old or large):
-                self._remove(entry.folder)
+            if (old or large) and self._remove(entry):
                 size -= entry.bytes
                 gone.append(entry)
-        for path in self.folder.glob("*/*/*"):
-            if path.parts[-3] != "tmp" and path.is_dir() and _read(path) is None:
-                self._remove(path)
+        for path in self._folders():
+            if _read(path) is None:
+                with suppress(OSError):
+                    self._take_away(path)
         return gone
 
     def _path(self, kind: str, key: str) -> Path:
+        if kind in (_TMP, _LOCKS) or not _NAME.fullmatch(kind) or not _NAME.fullmatch(key):
+            raise ValueError(f"no entry can be kept under {kind!r}, {key!r}")
         return self.folder / kind / key[:2] / key
 
-    @contextlib.contextmanager
-    def _temporary(self) -> Generator[Path]:
-        """Give a folder that goes when the block ends, if it is still there, and when this process is gone."""
-        made = self.folder / "tmp"
-        made.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=made, suffix=".lock") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            folder = Path(held.name).with_suffix("")
-            folder.mkdir()
-            try:
-                yield folder
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+    def _folders(self, kind: str | None = None) -> Iterator[Path]:
+        for one in [kind] if kind is not None else _listed(self.folder):
+            for first in _listed(self.folder / one) if one not in (_TMP, _LOCKS) else []:
+                for key in _listed(self.folder / one / first):
+                    yield self.folder / one / first / key
 
-    def _remove(self, path: Path) -> None:
-        """Take an entry away at once, then delete its files."""
-        with self._temporary() as folder, contextlib.suppress(FileNotFoundError):
+    def _publish(self, folder: Path, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                folder.rename(path)
+                return
+            except OSError:
+                if not os.path.lexists(path):
+                    raise
+            if _read(path) is not None:
+                return  # another process was first
+            self._take_away(path)
+
+    def _keep_to_limit(self, added: int) -> None:
+        if self._limit is None:
+            return
+        if self._size is None:
+            self._size = sum(entry.bytes for entry in self.entries())
+        else:
+            self._size += added
+        if self._size > self._limit:
+            self._size = None
+            with suppress(OSError):
+                self.trim(self._limit - self._limit // 10)
+
+    def _remove(self, entry: Entry) -> bool:
+        """Take an entry away that nobody has pinned, or used since it was looked at."""
+        try:
+            with (entry.folder / _ENTRY).open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(file.fileno()).st_mtime != entry.used or not _is_at(file, entry.folder / _ENTRY):
+                    return False
+                self._take_away(entry.folder)
+                return True
+        except (FileNotFoundError, BlockingIOError):
+            return False
+
+    def _take_away(self, path: Path) -> None:
+        """Make an entry invisible at once, then delete its files."""
+        with _temporary(self.folder / _TMP) as folder, suppress(FileNotFoundError):
             path.rename(folder / "gone")
 
     def _sweep(self) -> None:
-        """Delete what processes that were killed had begun."""
-        for lock in (self.folder / "tmp").glob("*.lock"):
-            with contextlib.suppress(OSError), lock.open("r") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-                lock.unlink(missing_ok=True)
+        """Delete what killed processes have left. A folder's lock is there, and held, as long as its process uses it."""
+        tmp, locks = self.folder / _TMP, self.folder / _LOCKS
+        for name in {name.removesuffix(".lock") for name in _listed(tmp)}:
+            with suppress(OSError), _held(tmp / f"{name}.lock", wait=False):
+                shutil.rmtree(tmp / name, ignore_errors=True)
+        for name in _listed(locks):
+            with suppress(OSError), _held(locks / name, wait=False):
+                pass
 
 
-def cache_folder(folder: Path | None, cache: Path | bool) -> Path | None:
-    """Give where to keep things: `.sameworld/cache` in a world's folder (True), a folder of one's own, or nowhere (False)."""
-    if isinstance(cache, Path):
-        return cache
-    return (folder or Path()) / ".sameworld" / "cache" if cache else None
+@contextmanager
+def _temporary(tmp: Path) -> Generator[Path]:
+    """Give a folder that goes when the block ends, if it is still there; if this process is killed, the next `_sweep` deletes it."""
+    tmp.mkdir(parents=True, exist_ok=True)
+    folder = tmp / secrets.token_hex(8)
+    with _held(tmp / f"{folder.name}.lock"):
+        try:
+            folder.mkdir()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _files(folder: Path) -> Iterable[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+@contextmanager
+def _held(path: Path, *, wait: bool = True) -> Generator[None]:
+    """Hold the lock that is a file of this name, which is gone afterwards.
+
+    Raises:
+        BlockingIOError: another holds it, and this does not wait.
+    """
+    while True:
+        with path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(file, path):  # else the last holder has deleted what this waited for
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def _read(folder: Path) -> Entry | None:
     """Give an entry if it is whole."""
     try:
-        path = folder / _ENTRY
-        read = json.loads(path.read_text())
-        sizes: dict[str, int] = read["files"]
-        if read["format"] != _FORMAT or any(
-            (folder / name).stat().st_size != size for name, size in sizes.items()
+        with (folder / _ENTRY).open("rb") as file:
+            used = os.fstat(file.fileno()).st_mtime
+            stored = msgspec.json.decode(file.read(), type=_Stored)
+        if stored.format != _FORMAT or any(
+            (folder / name).stat().st_size != size for name, size in stored.files.items()
         ):
             return None
-        return Entry(
-            read["kind"],
-            read["key"],
-            read["about"],
-            read["parts"],
-            sum(sizes.values()),
-            read["created"],
-            path.stat().st_mtime,
-            folder,
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return None
+    return Entry(
+        stored.kind,
+        stored.key,
+        stored.about,
+        stored.parts,
+        stored.bytes,
+        stored.created,
+        used,
+        folder,
+    )
 
 
-def fingerprint_of_files(paths: Iterable[Path], cache: Cache | None = None) -> list[tuple[str, int, str]]:
-    """Give (path, bytes, digest of the contents) of files.
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+_Digests = dict[bytes, tuple[str, str]]  # absolute path -> (marks, digest)
+
+
+def fingerprint_of_files(paths: Iterable[Path], memo: Cache | None = None) -> list[tuple[str, int, str]]:
+    """Give (path as given, bytes, BLAKE2b-128 digest of the contents) of files.
 
     Args:
         paths: the files.
-        cache: remembers digests of files whose size, times and inode have not changed. A file that was changed within the last two seconds is not
-            remembered: it could change again within the clock's step.
+        memo: remembers the digests of files whose size, times and inode have not changed. A file changed less than two seconds before it was
+            read is not remembered: it could change once more within one step of its file system's clock.
 
     Raises:
-        StoreError: a file cannot be read.
+        DataError: a file cannot be read.
     """
+    known = _remembered(memo)
+    fresh: _Digests = {}
     result: list[tuple[str, int, str]] = []
     for path in paths:
+        name = os.fsencode(os.path.abspath(path))
         try:
-            status = path.stat()
-            about = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
-            key = hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()
-            known = cache.folder / "digests" / key[:2] / key if cache is not None else None
-            digest = _remembered(known)
-            if digest is None:
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-                if known is not None and time.time_ns() - status.st_mtime_ns > _RACY_NANOSECONDS:
-                    _remember(known, digest)
+            started = memo.clock() if memo is not None else 0.0
+            with path.open("rb", buffering=0) as file:
+                status = os.fstat(file.fileno())
+                marks, digest = known.get(name, ("", ""))
+                if marks != _marks(status):
+                    digest = hashlib.file_digest(file, _blake2b).hexdigest()
+                    settled = started - max(status.st_mtime, status.st_ctime) >= _RACY_SECONDS
+                    if settled and _marks(os.fstat(file.fileno())) == _marks(status):
+                        fresh[name] = _marks(status), digest
         except OSError as error:
-            raise StoreError(
-                f"A file cannot be read: {error}.", where=str(path), do="check that it is there and readable."
+            raise DataError(
+                f"A file cannot be read: {error.strerror}.",
+                where=str(path),
+                do="check that it is there and readable.",
             ) from error
         result.append((str(path), status.st_size, digest))
+    if memo is not None and fresh:
+        with suppress(OSError):
+            _remember(memo, fresh)
     return result
 
 
-def _remembered(path: Path | None) -> str | None:
+def _blake2b() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16)
+
+
+def _marks(status: os.stat_result) -> str:
+    """What changes when a file does. The time of its status is among them: a copy may bring its old time of change along."""
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+
+
+def _remembered(memo: Cache | None) -> _Digests:
     try:
-        digest = path.read_text() if path is not None else ""
-    except OSError:
-        return None
-    return digest if len(digest) == 32 else None
+        return msgspec.msgpack.decode((memo.folder / _DIGESTS).read_bytes(), type=_Digests) if memo else {}
+    except (OSError, ValueError):
+        return {}
 
 
-def _remember(path: Path, digest: str) -> None:
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(digest)
-        Path(file.name).replace(path)
+def _remember(memo: Cache, fresh: _Digests) -> None:
+    locks = memo.folder / _LOCKS
+    locks.mkdir(parents=True, exist_ok=True)
+    with _held(locks / _DIGESTS), _temporary(memo.folder / _TMP) as folder:
+        (folder / _DIGESTS).write_bytes(msgspec.msgpack.encode({**_remembered(memo), **fresh}))
+        _sync(folder / _DIGESTS)
+        (folder / _DIGESTS).replace(memo.folder / _DIGESTS)

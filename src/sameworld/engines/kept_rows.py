@@ -202,7 +202,7 @@ class KeptRows:
             about["total"] = self._scans.total([Path(path) for path in contents])
             pq.write_table(entities.drop_columns(["rows"]), building.folder / "entities.parquet")
             (building.folder / "about.json").write_text(json.dumps(about))
-            again = _contents([Path(path) for path in contents], None)
+            again = _contents([Path(path) for path in contents], self._cache)
             if again != contents:
                 raise DataError(
                     f"The files of source {grouping.source.name!r} changed while they were read.",
