@@ -60,7 +60,7 @@ def test_train_prints_the_bundle_and_its_score(trained: SmallWorld) -> None:
     assert 0.5 < low < value < high <= 1
     assert set(told["rows"]) == {"fit", "calibration", "test", "immature", "unlabelled"}
     assert set(told) == {"model", "bundle", "world", "until", "metric", "scores", "rows", "seconds"}
-    assert f"bundle {told['bundle']}\n" in of(trained, "train", "--until", "2024-03-16T00:00:00").stdout
+    assert f"bundle {told['bundle']}\n" in of(trained, "train", "--until", "2024-03-16T00:00:00Z").stdout
 
 
 def test_training_set_writes_parts_and_goes_on_with_them(trained: SmallWorld, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_explain_reads_what_a_server_read(played_world: SmallWorld) -> None:
 @pytest.mark.parametrize(
     ("changed", "what", "do"),
     [
-        ({"--at": "2024-03-16T00:00:00"}, "--at has no zone.", "write 2024-03-16T00:00:00Z for UTC, or"),
+        ({"--at": "2024-03-16T00:00:00"}, "--at has no zone.", "add Z for UTC, or"),
         ({"--as-of": "soon"}, "--as-of is not a time.", "write the time like that."),
         ({"--entity": "user"}, "--entity 'user' is not KEY=VALUE.", "write for example --entity user=u1."),
         ({"--entity": "usr=u1"}, "'usr' is no key of this feature.", "name the entity by its keys: user."),

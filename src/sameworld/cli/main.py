@@ -138,7 +138,7 @@ def train(
         loaded.model(model),
         registry=registry,
         world=in_world,
-        until=show.instant(until) if until else None,
+        until=show.instant(until, "--until") if until else None,
         folder=loaded.folder,
         say=show.say,
     )
@@ -233,7 +233,7 @@ def training_set(
             chosen,
             to=to,
             world=in_world,
-            as_of=show.instant(as_of) if as_of else None,
+            as_of=show.instant(as_of, "--as-of") if as_of else None,
             folder=loaded.folder,
             rows_a_file=rows_a_file,
             partition_by=partition_by,
@@ -323,7 +323,7 @@ def serve(
         host=host, port=port, token=os.environ.get("SAMEWORLD_TOKEN"), folder=str(loaded.folder),
     )  # fmt: skip
     config.check()
-    fill(config, cutover=show.instant(cutover) if cutover else None, say=show.say)
+    fill(config, cutover=show.instant(cutover, "--cutover") if cutover else None, say=show.say)
     show.say(f"serving {', '.join(wanted)} at http://{host}:{port}")
     run(config)
 
@@ -412,8 +412,8 @@ def explain(
     from sameworld.evaluation.explain import explain as run  # noqa: PLC0415
     from sameworld.training.world_file import load_world  # noqa: PLC0415
 
-    moment = show.aware_instant(at, "--at")
-    known = show.aware_instant(as_of, "--as-of") if as_of else None
+    moment = show.instant(at, "--at")
+    known = show.instant(as_of, "--as-of") if as_of else None
     entity = explained.entity(given)
     loaded = load_world(world)
     explanation = run(

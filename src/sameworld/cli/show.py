@@ -113,29 +113,17 @@ def progress_line(label: str, unit: str, done: int, total: int | None, lately: i
     return f"{text}, {f'{left:.0f} s' if left < 100 else f'{left / 60:,.0f} min'} left"
 
 
-def instant(text: str) -> int:
-    """Read an ISO 8601 time as microseconds since 1970; without an offset it is UTC.
-
-    >>> instant("1970-01-01T00:00:01Z")
-    1000000
-    """
-    parsed = datetime.datetime.fromisoformat(text)
-    if parsed.tzinfo is None:
-        parsed = parsed.replace(tzinfo=datetime.UTC)
-    return (parsed - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
-
-
-def aware_instant(text: str, flag: str) -> int:
+def instant(text: str, flag: str) -> int:
     """Read an ISO 8601 time with its zone as microseconds since 1970; one without a zone is not guessed at.
 
     Raises:
         DataError: it is no such time.
 
-    >>> aware_instant("1970-01-01T01:00:01+01:00", "--at")
+    >>> instant("1970-01-01T01:00:01+01:00", "--at")
     1000000
     """
     try:
-        naive = datetime.datetime.fromisoformat(text).tzinfo is None
+        parsed = datetime.datetime.fromisoformat(text)
     except ValueError as error:
         raise DataError(
             f"{flag} is not a time.",
@@ -143,14 +131,14 @@ def aware_instant(text: str, flag: str) -> int:
             found=text,
             do="write the time like that.",
         ) from error
-    if naive:
+    if parsed.tzinfo is None:
         raise DataError(
             f"{flag} has no zone.",
             expected="ISO 8601 with a zone",
             found=text,
-            do=f"write {text}Z for UTC, or add the offset of the clocks it was read on, such as {text}-05:00.",
+            do="add Z for UTC, or the offset of the clocks it was read on: 2026-01-31T00:00Z.",
         )
-    return instant(text)
+    return (parsed - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
 
 
 def iso(microseconds: int) -> str:
