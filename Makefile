@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_READY := .venv-bench/.ready
+BENCH ?=
 
 help: ## list the words
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,10 +29,21 @@ check: $(READY) ## what CI runs: format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(READY) ## print ratios against what you would use instead
-	$(BIN)/python benchmarks/asof.py
+bench: $(READY) ## print ratios against what you would use instead, of what is installed; flags in BENCH="..."
+	$(BIN)/python -m benchmarks.asof $(BENCH)
+
+$(BENCH_READY): pyproject.toml constraints.txt benchmarks/requirements.txt benchmarks/requirements-feast.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install -q -c constraints.txt -e .
+	.venv-bench/bin/python -m pip install -q -c constraints.txt -r benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-bench-feast
+	.venv-bench-feast/bin/python -m pip install -q -r benchmarks/requirements-feast.txt
+	@touch $(BENCH_READY)
+
+bench-all: $(BENCH_READY) ## the same against everybody: installs pandas, Polars, Spark and Feast beside .venv
+	.venv-bench/bin/python -m benchmarks.asof $(BENCH)
 
 clean: ## remove what the other words made
-	rm -rf $(VENV) demo .sameworld examples/*/data
+	rm -rf $(VENV) .venv-bench .venv-bench-feast demo .sameworld examples/*/data
 
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test check bench bench-all clean
