@@ -145,19 +145,19 @@ def sort(columns: Words, reading: Reading, entities: int, run: Threads) -> Sorte
     del entity, version
     inputs: list[InputColumn] = []
     for number, family in enumerate(reading.families):
-        words = columns.pop(f"words_{number}")[order] if family is not None else NO_WORDS
-        valid = columns.pop(f"valid_{number}")[order]
+        words = run.take(columns.pop(f"words_{number}"), order) if family is not None else NO_WORDS
+        valid = run.take(columns.pop(f"valid_{number}"), order)
         inputs.append(
             reading.texts[number].column(words, valid)
             if family == "text"
             else InputColumn(family, words, valid)
         )
-    ends = superseded[order] if superseded.shape[0] else superseded
+    ends = run.take(superseded, order) if superseded.shape[0] else superseded
     if ends.shape[0] and (ends == NEVER).all():
         ends = NO_KEY
-    row = columns.pop("row")[order] if "row" in columns else order
-    rows = SortedRows(starts, event[order], available[order], ends, inputs)
-    return Sorted(rows, row, tie[order] if tie.shape[0] else tie)
+    row = run.take(columns.pop("row"), order) if "row" in columns else order
+    rows = SortedRows(starts, run.take(event, order), run.take(available, order), ends, inputs)
+    return Sorted(rows, row, run.take(tie, order) if tie.shape[0] else tie)
 
 
 def sorted_rows(

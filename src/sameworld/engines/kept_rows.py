@@ -330,11 +330,14 @@ class KeptRows:
         columns = gathered(parts(), self._scans.count(opened.files))
         row = opened.rows.row
         result: list[InputColumn] = []
-        for number, family in enumerate(families):
-            valid = columns.pop(f"valid_{number}")[row]
-            words = columns.pop(f"words_{number}")[row] if family is not None else NO_WORDS
-            known = texts[number]
-            result.append(InputColumn(family, words, valid) if known is None else known.column(words, valid))
+        with Threads(self._threads) as run:
+            for number, family in enumerate(families):
+                valid = run.take(columns.pop(f"valid_{number}"), row)
+                words = run.take(columns.pop(f"words_{number}"), row) if family is not None else NO_WORDS
+                known = texts[number]
+                result.append(
+                    InputColumn(family, words, valid) if known is None else known.column(words, valid)
+                )
         return result
 
     def _of_base(
