@@ -158,8 +158,14 @@ def test_rows_too_many_for_memory_give_the_same(tmp_path: Path, monkeypatch: pyt
     of, at = source(), range(0, 250, 9)
     write(tmp_path, "b", rows(3, 300))
     wanted = values(tmp_path, features(of), at)[0]
-    monkeypatch.setattr("sameworld.engines.kept_rows._MOST_ROWS", 40)
+    monkeypatch.setattr("sameworld.engines.kept_rows.MOST_ROWS", 40)
     assert values(tmp_path, features(of), at, cache=tmp_path / "cache")[0] == wanted
+    # without a cache they are sorted in a folder that goes when the engine is closed
+    monkeypatch.setattr("sameworld.engines.duckdb.MOST_ROWS", 40)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    assert values(tmp_path, features(of), at)[0] == wanted
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def test_a_changed_file_is_another_source(tmp_path: Path) -> None:

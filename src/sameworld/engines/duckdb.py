@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ from sameworld.definitions.source import Source
 from sameworld.engines.cache import Cache
 from sameworld.engines.interface import Asked, Change, Rows
 from sameworld.engines.kept import Kept, read_at
+from sameworld.engines.kept_rows import MOST_ROWS
 from sameworld.errors import DataError
 
 _BATCH_ROWS = 1_000_000
@@ -73,11 +75,14 @@ class DuckDBEngine:
         self._con.execute("SET enable_progress_bar = false")
         self._tables = 0
         self._say = say
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._kept = None if cache is None else Kept(Cache(cache), self, self._threads, say)
 
     def close(self) -> None:
         """Give back memory and temporary files."""
         self._con.close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     def describe(self, data: Any, what: str) -> dict[str, str]:
         with self._readable(data, what) as relation:
@@ -181,14 +186,23 @@ class DuckDBEngine:
             schema = schemas[grouping.source.content]
             where = rows.get(grouping.source.content, Rows(grouping.source.data))
             files = self.files(where.data) if where.log is None else None
-            if self._kept is not None and files:
+            kept = self._kept_for(files)
+            if kept is not None and files:
                 try:
-                    result.update(self._kept.aggregates(grouping, schema, asked, where, world, files))
+                    result.update(kept.aggregates(grouping, schema, asked, where, world, files))
                     continue
                 except OSError as error:
                     self._say(f"going on without the cache: {error}")
             result.update(self._aggregate(grouping, schema, asked, where, world))
         return result
+
+    def _kept_for(self, files: Sequence[Path] | None) -> Kept | None:
+        """Give the cache; without one, a temporary one for rows that are too many for memory."""
+        if self._kept is None and files and self._most_rows(tuple(files)) > MOST_ROWS:
+            self._scratch = tempfile.TemporaryDirectory(prefix="sameworld-", ignore_cleanup_errors=True)
+            cache = Cache(Path(self._scratch.name), durable=False)
+            self._kept = Kept(cache, self, self._threads, self._say, lasting=False)
+        return self._kept
 
     @property
     def changes(self) -> list[Change]:

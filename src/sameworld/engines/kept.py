@@ -76,11 +76,21 @@ class Kept:
         scans: reads the files.
         threads: how many.
         say: told what is being done.
+        lasting: whether the cache outlives this process; if not, finished columns are not kept.
     """
 
-    def __init__(self, cache: Cache, scans: Scans, threads: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        scans: Scans,
+        threads: int,
+        say: Callable[[str], None],
+        *,
+        lasting: bool = True,
+    ) -> None:
         self._cache, self._scans, self._threads, self._say = cache, scans, threads, say
-        self._rows = KeptRows(cache, scans, threads, say)
+        self._lasting = lasting
+        self._rows = KeptRows(cache, scans, threads, say, lasting=lasting)
         self.changes: list[Change] = []
 
     def aggregates(
@@ -107,6 +117,9 @@ class Kept:
             for first in range(0, max(asked.at.shape[0], 1), BLOCK)
         ]
         for block in blocks:
+            if not self._lasting:
+                block.keys = {name: ("", {}) for read in grouping.reads for name in read.names}
+                continue
             self._find(block, opened, grouping)
             if opened.base is not None and block.missing:
                 self._renew(block, opened, opened.base, grouping, schema, asked)
@@ -117,7 +130,8 @@ class Kept:
             for name, values in self._compute(opened, grouping, schema, some, reads).items():
                 for block in run:
                     block.found[name] = values[block.first - run[0].first :][:BLOCK]
-                    self._keep_column(*block.keys[name], name, block.found[name])
+                    if self._lasting:
+                        self._keep_column(*block.keys[name], name, block.found[name])
         return {
             name: blocks[0].found[name]
             if len(blocks) == 1

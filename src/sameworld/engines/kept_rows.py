@@ -30,7 +30,7 @@ from sameworld.engines.cache import Cache, Entry, fingerprint_of_files
 from sameworld.engines.interface import Asked, Rows
 from sameworld.errors import DataError
 
-_MOST_ROWS = 30_000_000
+MOST_ROWS = 30_000_000
 """More rows than this are sorted in parts, on disk."""
 
 
@@ -108,17 +108,27 @@ class KeptRows:
         scans: reads the files.
         threads: how many.
         say: told what is being done.
+        lasting: whether the cache outlives this process: then files are known by their contents, else by their size and time, which costs no reading.
     """
 
-    def __init__(self, cache: Cache, scans: Scans, threads: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        scans: Scans,
+        threads: int,
+        say: Callable[[str], None],
+        *,
+        lasting: bool = True,
+    ) -> None:
         self._cache, self._scans, self._threads, self._say = cache, scans, threads, say
+        self._lasting = lasting
         self._open: dict[str, Opened] = {}
 
     def open(
         self, grouping: Grouping, schema: Schema, rows: Rows, world: World, files: Sequence[Path]
     ) -> Opened:
         """Give a source's sorted rows; made, or merged, when they are not kept yet."""
-        contents = _contents(files, self._cache)
+        contents = self._contents(files)
         parts = {
             "source": grouping.source.content,
             "schema": dict(schema),
@@ -139,6 +149,19 @@ class KeptRows:
                     )
             self._open[key] = self._opened(key, folder, contents)
         return self._open[key]
+
+    def _contents(self, files: Sequence[Path]) -> dict[str, str]:
+        """Give path -> digest of the file's contents, with the columns that its folders name (`day=2026-01-31`)."""
+        result: dict[str, str] = {}
+        for path in files:
+            hive = "/".join(part for part in path.parts[:-1] if "=" in part)
+            if self._lasting:
+                ((_, _, digest),) = fingerprint_of_files([path], self._cache)
+            else:
+                found = path.stat()
+                digest = f"{path} {found.st_size} {found.st_mtime_ns} {found.st_ino}"
+            result[str(path)] = f"{digest} {hive}".strip()
+        return result
 
     def _opened(self, key: str, folder: Path, contents: Mapping[str, str]) -> Opened:
         about = json.loads((folder / "about.json").read_text())
@@ -202,7 +225,7 @@ class KeptRows:
             about["total"] = self._scans.total([Path(path) for path in contents])
             pq.write_table(entities.drop_columns(["rows"]), building.folder / "entities.parquet")
             (building.folder / "about.json").write_text(json.dumps(about))
-            again = _contents([Path(path) for path in contents], self._cache)
+            again = self._contents([Path(path) for path in contents])
             if again != contents:
                 raise DataError(
                     f"The files of source {grouping.source.name!r} changed while they were read.",
@@ -221,12 +244,12 @@ class KeptRows:
         folder: Path,
         run: Threads,
     ) -> Iterator[Sorted]:
-        if count <= _MOST_ROWS or grouping.source.id is not None:
+        if count <= MOST_ROWS or grouping.source.id is not None:
             yield sort(gathered(words, count), reading, entities.num_rows, run)
             return
         ranges = folder / "ranges"
         ranges.mkdir()
-        split = spill.Ranges(ranges, spill.cuts_of(entities["rows"].to_numpy(), _MOST_ROWS))
+        split = spill.Ranges(ranges, spill.cuts_of(entities["rows"].to_numpy(), MOST_ROWS))
         for part in words:
             split.put(part)
         yield from split.sorted(reading, run)
@@ -357,15 +380,6 @@ class KeptRows:
 def _input_key(rows: str, item: Input) -> tuple[str, str, dict[str, Any]]:
     parts = {"rows": rows, "condition": item.condition, "column": item.column}
     return content_hash(parts, digits=32), f"{item.column or 'rows'} where {item.condition or 'true'}", parts
-
-
-def _contents(files: Sequence[Path], cache: Cache | None) -> dict[str, str]:
-    """Give path -> digest of the file's contents, with the columns that its folders name (`day=2026-01-31`)."""
-    result: dict[str, str] = {}
-    for path, _, digest in fingerprint_of_files(files, cache):
-        hive = "/".join(part for part in Path(path).parts[:-1] if "=" in part)
-        result[path] = f"{digest} {hive}".strip()
-    return result
 
 
 def _without(contents: Mapping[str, str], known: Sequence[str]) -> list[Path]:
