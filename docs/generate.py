@@ -40,15 +40,15 @@ def _helps(
 def aggregations() -> str:
     """Give the table of aggregations as Markdown."""
     gives = {
-        "integer": "integer",
-        "float": "float",
-        "sum": "integer for integers and booleans, else float",
+        "column": "the column's own type",
+        "sum": "the column's own type; integer for booleans",
+        "list": "a list of the column's own type",
     }
     rows = ["| aggregation | columns | gives | over no row | meaning |", "| --- | --- | --- | --- | --- |"]
     for name, entry in AGGREGATIONS.items():
         columns = ", ".join(sorted(entry.columns)) or "none"
-        empty = "null" if entry.empty is None else str(entry.empty)
-        value = gives.get(entry.gives, "the column's own type")
+        empty = "null" if entry.empty is None else str(entry.empty).lower()
+        value = gives.get(entry.gives, entry.gives)
         rows.append(f"| `{name}` | {columns} | {value} | {empty} | {entry.meaning} |")
     return "\n".join(rows)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+from every_aggregation import INSTANT, columns_of, types, values
 from hypothesis import strategies as st
 
 import sameworld as sw
@@ -15,55 +16,31 @@ from sameworld.definitions.feature import Aggregate
 from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.testing import oracle
 
-INSTANT = pa.timestamp("us", tz="UTC")
+KEYS = {"k1": pa.string(), "k2": pa.int64(), "k3": pa.bool_()}
 SCHEMA = pa.schema(
     [
-        ("k1", pa.string()),
-        ("k2", pa.int64()),
+        *KEYS.items(),
         ("e", INSTANT),
         ("a", INSTANT),
         ("id", pa.string()),
         ("v", pa.int64()),
         ("d", pa.bool_()),
-        ("x", pa.float64()),
-        ("n", pa.int64()),
-        ("s", pa.string()),
+        *types().items(),
     ]
 )
 
 times = st.integers(0, 12)
-floats = st.one_of(
-    st.sampled_from(
-        [
-            0.0,
-            -0.0,
-            1e-300,
-            1e300,
-            -1e300,
-            1e15,
-            -1e15,
-            0.1,
-            float("nan"),
-            float("inf"),
-            float("-inf"),
-            5e-324,
-        ]
-    ),
-    st.floats(width=64),
-    st.floats(-10, 10),
-)
 rows = st.fixed_dictionaries(
     {
-        "k1": st.sampled_from(["a", "b", "ü", "", None]),
-        "k2": st.sampled_from([0, 1, None]),
-        "e": st.one_of(st.none(), times),
-        "a": st.one_of(st.none(), times),
+        "k1": st.sampled_from(["a", "a", "a", "b", "ü\u2028", "", None]),
+        "k2": st.sampled_from([0, 0, 1, None]),
+        "k3": st.booleans(),
+        "e": st.one_of(times, times, times, st.none()),
+        "a": st.one_of(times, times, times, st.none()),
         "id": st.sampled_from(["p", "q", "r", None]),
         "v": st.sampled_from([0, 1, 2, None]),
         "d": st.sampled_from([False, False, False, True, None]),
-        "x": st.one_of(st.none(), floats),
-        "n": st.one_of(st.none(), st.integers(-(2**40), 2**40)),
-        "s": st.sampled_from(["", "u", "ж", None]),
+        **values(),
     }
 )
 CONDITION = "x > 0 OR s = 'u'"
@@ -95,7 +72,6 @@ def versions(
             key=tuple(row[key] for key in aggregate.keys),
             event_time=row["e"],
             available_at=row["a"],
-            value=row[aggregate.column] if aggregate.column else None,
             holds=aggregate.where is None
             or (row["x"] is not None and (row["x"] > 0 or row["x"] != row["x"]))
             or row["s"] == "u",
@@ -103,6 +79,7 @@ def versions(
             version=(row["v"] if row["v"] is not None else -(2**63)) if source.version else 0,
             deleted=bool(row["d"]) and source.deleted is not None,
             tie=tie,
+            **columns_of(aggregate, row),
         )
         for row, tie in zip(history, ties, strict=True)
     ]

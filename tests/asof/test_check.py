@@ -167,7 +167,7 @@ def test_an_aggregation_takes_only_its_types() -> None:
     assert problems({"spent": CLICKS.by("user").sum("user")}) == [
         "Feature 'spent' takes the sum of column 'user', which has the wrong type.\n"
         "  in: feature 'spent'\n"
-        "  expected: an integer or a float or a boolean\n"
+        "  expected: an integer or a float or a decimal of up to 18 digits or a boolean\n"
         "  found: VARCHAR\n"
         "  do: aggregate another column, or cast it in the source's own query."
     ]
@@ -255,6 +255,45 @@ def test_text_must_be_made_a_category() -> None:
             "  found: text\n"
             "  do: add .category() to use it as a category."
         ]
+
+
+def test_a_list_is_there_for_a_derived_feature_to_read() -> None:
+    three, several = (
+        CLICKS.by("user").last_n("amount", 3),
+        CLICKS.by("user").last_n("amount", 3, over=["1d", "2d"]),
+    )
+    assert problems({"three": three, "sum": sw.derive(total, "three")}) == []
+    assert problems({"three": three, "kind": sw.derive(total, "three").category()}) == []
+    assert problems({"three": several, "sum": sw.derive(total, "three_2d")}) == []
+    for features in (
+        {"three": three},
+        {"three": three, "sum": sw.derive(total, "distance")},
+        {"three": three.category(), "sum": sw.derive(total, "three")},
+    ):
+        assert problems(features) == [
+            "Feature 'three' is a list, which a model cannot count with.\n"
+            "  in: feature 'three'\n"
+            "  expected: a number, a boolean or a category\n"
+            "  do: make a number of it: sw.derive(function, 'NAME')."
+        ]
+
+
+def test_a_list_is_no_label() -> None:
+    assert problems(label=sw.Label(CLICKS.by("user").last_n("amount", 3) > 1, within="1d")) == [
+        "The label compares a list with a number.\n"
+        "  in: the label\n"
+        "  expected: a number or a boolean\n"
+        "  found: DOUBLE\n"
+        "  do: make a number of it in the source's own query, or count rows with source.where(...)."
+    ]
+
+
+def test_a_decimal_is_counted_with_up_to_18_digits() -> None:
+    features = {"spent": CLICKS.by("user").sum("price"), "kind": CLICKS.by("user").last("price").category()}
+    assert problems(features, rows=ROWS | {"price": "DECIMAL(18,2)"}) == []
+    assert [
+        problem.splitlines()[0] for problem in problems(features, rows=ROWS | {"price": "DECIMAL(19,2)"})
+    ] == ["Column 'price' of source 'clicks' has a type without a rule."] * 2
 
 
 def test_a_timestamp_is_no_feature() -> None:

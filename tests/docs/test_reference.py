@@ -76,10 +76,11 @@ def test_every_argument_of_a_public_name_is_in_its_signature(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(AGGREGATIONS))
 def test_every_aggregation_has_a_method_and_a_line(name: str) -> None:
-    signature = inspect.signature(getattr(Rows, name))
-    arguments = [argument for argument in signature.parameters if argument not in ("self", "over")]
+    parameters = list(inspect.signature(getattr(Rows, name)).parameters.values())[1:]
+    given = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    named = [f"{p.name}={p.default!r}" for p in parameters if p.kind is p.KEYWORD_ONLY]
 
-    assert f"`.{name}({', '.join([*arguments, '*', 'over=None'])})`" in REFERENCE
+    assert f"`.{name}({', '.join([*given, '*', *named])})`" in REFERENCE
 
 
 def test_every_command_and_flag_is_in_the_reference() -> None:

@@ -32,7 +32,7 @@ class Aggregation:
         partial: which partial the kernel keeps of each of its columns' inputs.
         columns: families of column types it takes; empty when it takes no column.
         gives: the family of its value; "column" is the column's own, "sum" that of an exact sum of it, "list" a list of the column's.
-        empty: its value over no row (or over nulls only).
+        empty: its value over no row (or over nulls only); the text says what it is where that is no constant.
         meaning: one sentence for the docs.
         read: partials -> values.
         arguments: what it takes besides a column and windows.
@@ -41,7 +41,7 @@ class Aggregation:
     partial: int
     columns: frozenset[str]
     gives: str
-    empty: int | bool | None
+    empty: int | bool | str | None
     meaning: str
     read: Callable[[Got], pa.Array]
     arguments: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ AGGREGATIONS: dict[str, Aggregation] = {
         SUM,
         _NUMBERS,
         "float",
-        None,
+        "the prior; null where the weight is 0",
         "(sum of the column + prior * weight) / (sum of `by` + weight), each sum as `sum` gives it, 0 where it has no value; "
         "null when that divides by zero",
         values.ratio,

@@ -366,11 +366,23 @@ def _feature(
                 kind = schema[plain.column] if plain.column is not None else None
                 if kind is None or kind_of(kind) in AGGREGATIONS[plain.operation].columns:
                     family = value_family(plain.operation, family_of(kind) if kind else None)
-                    yield from _value(place, family, categorical, of_field=False)
+                    if not family.startswith("list of ") or categorical or not _derived_from(name, features):
+                        yield from _value(place, family, categorical, of_field=False)
         case Derive():
             yield from _inputs(name, plain, features, moments, request)
         case _:
             pass
+
+
+def _derived_from(name: str, features: Mapping[str, Feature]) -> bool:
+    """Whether a derived feature reads a column of this one."""
+    read = {
+        item
+        for feature in features.values()
+        if isinstance(plain := _plain(feature), Derive)
+        for item in plain.inputs
+    }
+    return any(column in read for column, owner in feature_columns(features) if owner == name)
 
 
 def _value(place: str, family: str, categorical: bool, *, of_field: bool) -> Iterator[SameworldError]:
@@ -380,7 +392,7 @@ def _value(place: str, family: str, categorical: bool, *, of_field: bool) -> Ite
             f"{name} is a list, which a model cannot count with.",
             where=place,
             expected="a number, a boolean or a category",
-            do="keep it out of the model's features, or make numbers of it: sw.derive(function, 'NAME').",
+            do="make a number of it: sw.derive(function, 'NAME').",
         )
     if family == "text" and not categorical:
         yield DefinitionError(

@@ -158,13 +158,13 @@ class EntityReads:
 
     def __init__(self, reads: Sequence[Read], words: Words) -> None:
         self._words = words
-        self._reads: list[tuple[str, Read, list[tuple[int, int]]]] = []
+        self._reads: list[tuple[str, Read, list[tuple[int, int, int]]]] = []
         self._more: dict[tuple[int, int], int] = {}
         ops, valid, values, floats, wanted, columns, starts, ends = ([] for _ in range(8))
         width = 0
         for read_ in reads:
             for name, start, end in zip(read_.names, *read_.edges, strict=True):
-                taken: list[tuple[int, int]] = []
+                taken: list[tuple[int, int, int]] = []
                 for partial, item, many in partials_of(read_):
                     family = words.families[item]
                     converted = partial == SQUARES and str(family).startswith("decimal")
@@ -180,7 +180,7 @@ class EntityReads:
                     columns.append(width)
                     starts.append(start)
                     ends.append(end)
-                    taken.append((width, many))
+                    taken.append((partial, width, many))
                     width += many
                 self._reads.append((name, read_, taken))
         self._width = width
@@ -234,8 +234,8 @@ class EntityReads:
         result: dict[str, pa.Array] = {}
         for name, read_, taken in self._reads:
             kept = [
-                (out[:, to : to + many] if read_.operation == "last_n" else out[:, to], out_words[:, to])
-                for to, many in taken
+                (out[:, to : to + many] if partial == LATEST else out[:, to], out_words[:, to])
+                for partial, to, many in taken
             ]
             result[name] = got_of(read_, inputs, kept, event, at)
         return result

@@ -166,7 +166,7 @@ def sorted_rows(
     entities: int,
     *,
     world: World,
-    within: int | None,
+    within: int | None = None,
     run: Threads,
     rows: int = 0,
 ) -> Sorted:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sameworld.asof.columns import normalised
+from sameworld.asof.values import nearest_floats
 from sameworld.definitions.feature import Aggregate, Category, ClockPart, Derive, Feature, Field
 from sameworld.definitions.model import unknown_name
 from sameworld.errors import DefinitionError
@@ -131,12 +132,20 @@ def _clock_part(feature: ClockPart, instants: pa.Array) -> pa.Array:
 
 
 def _numpy(array: pa.Array) -> NDArray[Any]:
-    """A column as a function of `sw.derive` gets it: float64 with NaN for null, or objects with None."""
+    """A column as a function of `sw.derive` gets it: float64 with NaN for null; objects with None for texts, and for lists, each an array of its own."""
     if pa.types.is_string(array.type):
         return array.to_numpy(zero_copy_only=False)
-    if pa.types.is_timestamp(array.type):
-        array = array.cast(pa.int64())
-    return array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    if pa.types.is_list(array.type):
+        items = _numpy(array.flatten())
+        lists = np.full(len(array), None, object)
+        end = 0
+        for row, length in enumerate(array.value_lengths().to_pylist()):
+            if length is not None:
+                # A copy: what a function does to its list is not done to another row's.
+                lists[row] = items[end : end + length].copy()
+                end += length
+        return lists
+    return nearest_floats(array)
 
 
 def call_derived(feature: Derive, name: str, inputs: list[pa.Array], pinned: pa.DataType | None) -> pa.Array:

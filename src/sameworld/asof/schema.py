@@ -93,6 +93,10 @@ VALUE_TYPES = {
 }
 """The type of a request field's value, by the family of its column."""
 
+_BY_NAME = {str(kind): kind for kind in VALUE_TYPES.values()}
+_DECIMAL_VALUE = re.compile(r"decimal128\((\d+), (\d+)\)")
+_LIST_VALUE = re.compile(r"list<\w+: (.+)>")
+
 _MOST_DIGITS = 38
 
 
@@ -104,3 +108,11 @@ def value_type(family: str) -> pa.DataType:
     if family.startswith("list of "):
         return pa.list_(value_type(family.removeprefix("list of ")))
     return VALUE_TYPES[family]
+
+
+def type_named(name: str) -> pa.DataType:
+    """Give the type of a feature's value from what `str` gives of it."""
+    decimal, items = _DECIMAL_VALUE.fullmatch(name), _LIST_VALUE.fullmatch(name)
+    if decimal:
+        return pa.decimal128(int(decimal[1]), int(decimal[2]))
+    return pa.list_(type_named(items[1])) if items else _BY_NAME[name]

@@ -73,9 +73,12 @@ def deviation(got: Got) -> pa.Array:
 def ratio(got: Got) -> pa.Array:
     assert got.second is not None
     _, prior, weight = got.arguments
-    above = np.where(got.out == 0, 0.0, _total_as_float(got)) + prior * weight
-    below = np.where(got.second.out == 0, 0.0, _total_as_float(got.second)) + weight
-    return _floats(above / np.where(below == 0, 1.0, below), below == 0)
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # of infinities, and beyond the largest float64: values like others
+        above = np.where(got.out == 0, 0.0, _total_as_float(got)) + prior * weight
+        below = np.where(got.second.out == 0, 0.0, _total_as_float(got.second)) + weight
+        return _floats(above / np.where(below == 0, 1.0, below), below == 0)
 
 
 def extreme(got: Got) -> pa.Array:
@@ -139,6 +142,29 @@ def _total_as_float(got: Got) -> NDArray[np.float64]:
         return got.words.view(np.float64)
     _check_range(got)
     return as_float(str(got.column.family), got.words)
+
+
+def nearest_floats(column: pa.Array) -> NDArray[np.float64]:
+    """Give a column of numbers, booleans or instants as the nearest float64, NaN for null. (Arrow's own cast of decimals is a bit off for many.)"""
+    if not pa.types.is_decimal(column.type):
+        plain = column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
+        return plain.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    if len(column) == column.null_count:
+        return np.full(len(column), np.nan)
+    if column.type.bit_width != 128:
+        column = column.cast(pa.decimal128(column.type.precision, column.type.scale))
+    wide = np.frombuffer(column.buffers()[1], np.int64).reshape(-1, 2)
+    words = wide[column.offset : column.offset + len(column), 0]
+    result = as_float(f"decimal({column.type.scale})", words)
+    result[column.is_null().to_numpy(zero_copy_only=False)] = np.nan
+    return result
+
+
+def float_column(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Give `nearest_floats` as a column, with its nulls; a NaN is a value."""
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    return pa.array(nearest_floats(column), mask=column.is_null().to_numpy(zero_copy_only=False))
 
 
 def as_float(family: str, words: NDArray[np.int64]) -> NDArray[np.float64]:

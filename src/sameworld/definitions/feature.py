@@ -138,7 +138,8 @@ def derive(function: object, *inputs: str) -> Derive:
 
     Args:
         function: defined with `def` at the top of a module. It is called with one NumPy array a named input (float64 with NaN for null; objects
-            with None for text) and returns one array of the same length. It is called with a million rows or with one, and must treat each row alone.
+            with None for text; of a list, objects that are arrays or None) and returns one array of the same length. It is called with a million rows
+            or with one, and must treat each row alone.
         inputs: names of other features of the model, or of request fields.
     """
     if not inputs:

@@ -409,6 +409,8 @@ class DuckDBEngine:
                 column = f"strftime({column} AT TIME ZONE 'UTC', '%Y-%m-%dT%H:%M:%S.%fZ')"
             elif kind_of(kind) == "naive":
                 column = f"strftime({column}, '%Y-%m-%d{'' if kind == 'DATE' else 'T%H:%M:%S.%f'}')"
+            elif kind_of(kind) == "decimal":
+                column = f"{column}::VARCHAR"  # as a number, 0.5 would be written .5
             parts.append(f"{literal(name)}, {column}")
         with self._readable(source.data, f"source {source.name!r}") as relation:
             inner = f"SELECT *, {instant_sql(source.event_time, schema[source.event_time], source.timezone)} AS __event_us FROM {relation}"

@@ -23,7 +23,7 @@ from sameworld.errors import ProofError
 from sameworld.stores import event_log
 from sameworld.stores import fingerprint as fingerprints
 from sameworld.stores.history import served_rows
-from sameworld.stores.prediction_log import Prediction, predictions
+from sameworld.stores.prediction_log import Prediction, column_of, predictions
 from sameworld.training.bundle import Bundle, Registry, environment
 from sameworld.training.world_file import functions_in
 
@@ -313,7 +313,7 @@ class _Version:
         wrong: dict[str, np.ndarray[Any, Any]] = {}
         kept: dict[str, pa.Array] = {}
         for name, values in zip(names, columns, strict=True):
-            kept[name] = pa.array(list(values), self.bundle.types[name])
+            kept[name] = column_of(values, self.bundle.types[name])
             # A column that the world does not have any more is one that gives nothing.
             recomputed.setdefault(name, pa.nulls(len(self.logged), kept[name].type))
             different = np.flatnonzero(~same_bits(kept[name], recomputed[name]))
@@ -584,6 +584,8 @@ def same_bits(first: pa.Array, second: pa.Array) -> np.ndarray[Any, Any]:
     nulls = [array.is_null().to_numpy(zero_copy_only=False) for array in (first, second)]
     if first.type != second.type:
         return nulls[0] & nulls[1]
+    if pa.types.is_list(first.type):
+        return _same_lists(first, second)
     if pa.types.is_floating(first.type):
         bits = [
             array.fill_null(0.0).to_numpy(zero_copy_only=False).view(np.int64) for array in (first, second)
@@ -595,5 +597,19 @@ def same_bits(first: pa.Array, second: pa.Array) -> np.ndarray[Any, Any]:
     return np.where(nulls[0] | nulls[1], nulls[0] & nulls[1], bits[0] == bits[1])
 
 
+def _same_lists(first: pa.Array, second: pa.Array) -> np.ndarray[Any, Any]:
+    """Give `same_bits` of two columns of lists."""
+    lengths = [
+        array.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False) for array in (first, second)
+    ]
+    same = lengths[0] == lengths[1]
+    alike = [array.filter(pa.array(same)) for array in (first, second)]
+    row_of = np.repeat(np.flatnonzero(same), np.maximum(lengths[0][same], 0))
+    same[row_of[~same_bits(alike[0].flatten(), alike[1].flatten())]] = False
+    return same
+
+
 def _bits(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_bits(item) for item in value]
     return struct.pack("<d", value) if isinstance(value, float) else value

@@ -24,7 +24,7 @@ from sameworld.server.lanes import Columns, DeadlineError, GuardedLane, Lane, La
 from sameworld.server.metrics import Metrics
 from sameworld.serving.tiers import MODEL, Answer, fall_back
 from sameworld.stores.online import OnlineStore
-from sameworld.stores.prediction_log import Prediction, PredictionLog
+from sameworld.stores.prediction_log import Prediction, PredictionLog, logged
 from sameworld.training.bundle import Bundle
 from sameworld.training.encoding import matrix
 
@@ -225,7 +225,7 @@ class Answering:
         place = {asked.read[1]: number for number, asked in enumerate(different) if asked.read is not None}
         try:
             columns = evaluate(first.model.features, *self._columns(different), first.types)
-            seen = list(zip(*(_plain(columns[name]) for name in group[0].served.columns), strict=True))
+            seen = list(zip(*(logged(columns[name]) for name in group[0].served.columns), strict=True))
         except Exception as error:  # noqa: BLE001 # whatever breaks, the caller gets the declared fallback and it is counted
             for own in _by_model(group):
                 self._give(
@@ -275,7 +275,7 @@ class Answering:
             return
         try:
             columns, values = scoring.result()
-            seen = list(zip(*(_plain(columns[name]) for name in group[0].served.columns), strict=True))
+            seen = list(zip(*(logged(columns[name]) for name in group[0].served.columns), strict=True))
         except Exception as error:  # noqa: BLE001 # see _native
             known = str(error) if isinstance(error, LaneError) else f"{type(error).__name__}: {error}"
             reason = known if isinstance(error, DeadlineError) else f"model: {known}"
@@ -337,10 +337,6 @@ def _by_model(group: Sequence[Asked]) -> list[list[Asked]]:
     for asked in group:
         models.setdefault(id(asked.served), []).append(asked)
     return list(models.values())
-
-
-def _plain(column: pa.Array) -> list[Any]:
-    return column.cast(pa.int64()).to_pylist() if pa.types.is_timestamp(column.type) else column.to_pylist()
 
 
 def _forget(scoring: asyncio.Future[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import decimal
 import threading
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -27,6 +28,8 @@ def _python_type(duckdb_type: str) -> Any:
             return int
         case "float":
             return float
+        case "decimal":
+            return decimal.Decimal  # from a number or a text, digit by digit
         case "boolean":
             return bool
         case "instant":

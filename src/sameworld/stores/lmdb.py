@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ import lmdb
 import msgspec
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from sameworld.asof.aggregations import AGGREGATIONS, LAST, NEVER
-from sameworld.asof.entity import AVAILABLE, EVENT, FIRST_VALID, TIE, VERSION, EntityReads
+from sameworld.asof.aggregations import LAST, LATEST, NEVER
+from sameworld.asof.entity import AVAILABLE, EVENT, TIE, VERSION, EntityReads
 from sameworld.asof.plan import Grouping
+from sameworld.asof.read import partials_of
 from sameworld.asof.schema import Schema
 from sameworld.asof.versions import closes_at, order_of
 from sameworld.engines.duckdb import input_columns
@@ -291,11 +291,8 @@ class Index:
             found.append(part)
             if searching:
                 rows = part[0]
-                usable = (rows[:, EVENT] < t) & (rows[:, AVAILABLE] < t)
-                found_in = int(np.bitwise_or.reduce(rows[usable, FIRST_VALID]))
-                searching = [
-                    i for i in searching if not _holds(rows, usable, found_in, *reach.layout.words.valid[i])
-                ]
+                usable = rows[(rows[:, EVENT] < t) & (rows[:, AVAILABLE] < t)]
+                searching = _still_wanted(searching, usable, reach.layout)
             if not reach.everything and not searching and _start_of(place) <= t - reach.past:
                 break
             place = bytes(cursor.key()) if cursor.prev() else None
@@ -387,9 +384,15 @@ class Index:
             txn.put(at, _encode(head), db=self._facts)
 
 
-def _holds(rows: RowWords, usable: NDArray[np.bool_], found: int, word: int, mask: int) -> bool:
-    """Whether some usable row takes part in an input; `found` has the first word's bits of all usable rows."""
-    return bool(found & mask) or (word != FIRST_VALID and bool((rows[usable, word] & mask).any()))
+def _still_wanted(wanted: Mapping[int, int], usable: RowWords, layout: Layout) -> dict[int, int]:
+    """Give how many rows are wanted of each input once these are found; nothing of an input that has enough."""
+    left: dict[int, int] = {}
+    for number, rows in wanted.items():
+        word, mask = layout.words.valid[number]
+        missing = rows - int(np.count_nonzero(usable[:, word] & mask))
+        if missing > 0:
+            left[number] = missing
+    return left
 
 
 class Reach:
@@ -403,15 +406,21 @@ class Reach:
     def __init__(self, grouping: Grouping, layout: Layout) -> None:
         self.grouping = grouping
         self.layout = layout
-        windows = [(read, window.bounds) for read in grouping.reads for window in read.windows]
-        unbounded = [read for read, (start, _) in windows if start is None]
-        self.ahead = max((end for _, (_, end) in windows), default=0)
-        self.past = max((-start for _, (start, _) in windows if start is not None), default=0)
-        # Inputs whose latest row of all history is wanted: the search goes back until each is found. Anything else over all history reads all of it.
-        self.latest = sorted(
-            {read.inputs[0] for read in unbounded if AGGREGATIONS[read.operation].partial == LAST}
-        )
-        self.everything = any(AGGREGATIONS[read.operation].partial != LAST for read in unbounded)
+        windows = [window.bounds for read in grouping.reads for window in read.windows]
+        self.ahead = max((end for _, end in windows), default=0)
+        self.past = max((-start for start, _ in windows if start is not None), default=0)
+        # Inputs whose latest rows of all history are wanted, and how many: the search goes back until they are found. Anything else over all history
+        # reads all of it.
+        self.latest: dict[int, int] = {}
+        self.everything = False
+        for read in grouping.reads:
+            if all(window.bounds[0] is not None for window in read.windows):
+                continue
+            for partial, item, rows in partials_of(read):
+                if partial in (LAST, LATEST):
+                    self.latest[item] = max(rows, self.latest.get(item, 0))
+                else:
+                    self.everything = True
         self.reads = EntityReads(grouping.reads, layout.words)
 
 

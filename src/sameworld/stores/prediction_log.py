@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 
 from sameworld.errors import LogError
 from sameworld.stores.clock import Clock
@@ -25,7 +27,7 @@ class Prediction(msgspec.Struct, array_like=True, gc=False, frozen=True):
         sequence: the last event in the snapshot that was read.
         value, tier, reason: what the caller got.
         request: the request's fields in the bundle's order; instants in microseconds.
-        features: the feature columns in the bundle's order, as the model saw them; None when it saw none.
+        features: the feature columns in the bundle's order, as the model saw them (see `logged`); None when it saw none.
         replayed: whether the moment was given by a replay.
         elapsed_us: from the request's arrival to the writing of this row.
         policy, propensity, seed: of an explored decision; none yet.
@@ -46,6 +48,31 @@ class Prediction(msgspec.Struct, array_like=True, gc=False, frozen=True):
     policy: str | None = None
     propensity: float | None = None
     seed: int | None = None
+
+
+def logged(column: pa.Array) -> list[Any]:
+    """Give a feature column's values as a record has them, to the bit: instants in microseconds, decimals as text."""
+    if _has(column.type, pa.types.is_timestamp):
+        column = column.cast(pa.list_(pa.int64()) if pa.types.is_list(column.type) else pa.int64())
+    values = column.to_pylist()
+    return _each(values, str) if _has(column.type, pa.types.is_decimal) else values
+
+
+def column_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Give the feature column of what `logged` gave."""
+    return pa.array(_each(values, Decimal) if _has(kind, pa.types.is_decimal) else list(values), kind)
+
+
+def _has(kind: pa.DataType, is_one: Callable[[pa.DataType], bool]) -> bool:
+    """Whether values of this type are, or are lists of, what is asked about."""
+    return is_one(kind.value_type if pa.types.is_list(kind) else kind)
+
+
+def _each(values: Sequence[Any], change: Callable[[Any], Any]) -> list[Any]:
+    return [
+        None if value is None else _each(value, change) if isinstance(value, list) else change(value)
+        for value in values
+    ]
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.ipc
 from numpy.typing import NDArray
 
+from sameworld.asof.schema import type_named
 from sameworld.definitions.feature import Category, Derive
 from sameworld.definitions.functions import NamedFunction
 from sameworld.definitions.model import Constant, Model, Rate, model_from_json
@@ -73,12 +74,6 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str]
 
 
-_TYPES = {
-    str(kind): kind
-    for kind in (pa.int64(), pa.float64(), pa.bool_(), pa.string(), pa.timestamp("us", tz="UTC"))
-}
-
-
 class Bundle:
     """A fitted model: description, definition and estimator."""
 
@@ -95,7 +90,7 @@ class Bundle:
         self.estimator = estimator
         self.selftest = selftest
         self.address = address
-        self.types = {name: _TYPES[kind] for name, kind in description.types.items()}
+        self.types = {name: type_named(kind) for name, kind in description.types.items()}
 
     def scores(self, columns: Mapping[str, pa.Array]) -> NDArray[np.float64]:
         """Give the calibrated answer for every row of feature columns, shape (rows,)."""

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sameworld.asof.request import feature_columns
+from sameworld.asof.values import float_column
 from sameworld.definitions.feature import Category, Feature
 
 _FEW = 32
@@ -43,25 +44,31 @@ class ColumnEncoding(msgspec.Struct, frozen=True, dict=True):
 def learn(
     features: Mapping[str, Feature], columns: Mapping[str, pa.Array], rows: NDArray[np.bool_]
 ) -> list[ColumnEncoding]:
-    """Learn the encoding from the training rows alone."""
+    """Learn the encoding from the training rows alone. A list is an input of derived features and no column of the matrix."""
     seen = pa.array(rows)
     return [
         ColumnEncoding(
             name,
-            sorted(pc.unique(columns[name].filter(seen).drop_null()).to_pylist())
+            sorted(pc.unique(_comparable(columns[name]).filter(seen).drop_null()).to_pylist())
             if isinstance(features[feature], Category)
             else None,
         )
         for name, feature in feature_columns(features)
+        if not pa.types.is_list(columns[name].type)
     ]
 
 
+def _comparable(column: pa.Array) -> pa.Array:
+    """Give decimals as float64, which JSON can carry and an estimator can count with; all else as it is."""
+    return float_column(column) if pa.types.is_decimal(column.type) else column
+
+
 def matrix(encodings: list[ColumnEncoding], columns: Mapping[str, pa.Array]) -> NDArray[np.float64]:
-    """Give shape (rows, columns), C order: numbers as float64, booleans 0 and 1, categories their number, NaN for null."""
+    """Give shape (rows, columns), C order: numbers as the nearest float64, booleans 0 and 1, categories their number, NaN for null."""
     count = len(columns[encodings[0].name])
     result = np.empty((count, len(encodings)), np.float64)
     for place, encoding in enumerate(encodings):
-        column = columns[encoding.name]
+        column = _comparable(columns[encoding.name])
         if encoding.categories is not None:
             if count <= _FEW:
                 result[:, place] = [encoding.numbers.get(value, np.nan) for value in column.to_pylist()]

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 
+from sameworld.asof.values import nearest_floats
 from sameworld.definitions.feature import Category, Derive, Field
 from sameworld.definitions.model import Model, Rate, as_json
 from sameworld.engines.cache import cache_folder
@@ -371,9 +372,9 @@ def _depends_on_neighbours(model: Model, estimator: Any, rows: NDArray[np.float6
 
 def _histogram(column: pa.Array) -> Histogram:
     numbers = column.drop_null()
-    if pa.types.is_string(column.type) or len(numbers) == 0:
+    if pa.types.is_string(column.type) or pa.types.is_list(column.type) or len(numbers) == 0:
         return Histogram(len(column), column.null_count, [], [])
-    values = numbers.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    values = nearest_floats(numbers)
     values = values[np.isfinite(values)]
     if values.size == 0:
         return Histogram(len(column), column.null_count, [], [])

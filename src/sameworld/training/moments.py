@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sameworld.asof.schema import VALUE_TYPES, Schema, kind_of, supported
+from sameworld.asof.values import float_column
 from sameworld.definitions.moments import Moments
 from sameworld.engines.interface import Engine
 from sameworld.errors import DataError, nearest
@@ -81,9 +82,11 @@ def _moment_table(table: pa.Table, moments: Moments, schema: Schema) -> MomentTa
 
 
 def _field(column: pa.ChunkedArray, family: str, name: str) -> pa.Array:
-    return (
-        _instants(column, name) if family == "instant" else column.cast(VALUE_TYPES[family]).combine_chunks()
-    )
+    if family == "instant":
+        return _instants(column, name)
+    if pa.types.is_decimal(column.type):
+        return float_column(column)
+    return column.cast(VALUE_TYPES[family]).combine_chunks()
 
 
 def _instants(column: pa.ChunkedArray, name: str) -> pa.Array:

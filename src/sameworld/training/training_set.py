@@ -18,6 +18,7 @@ from sameworld.asof.check import check_model
 from sameworld.asof.plan import Grouping, aggregates_of, groupings_of
 from sameworld.asof.request import evaluate
 from sameworld.asof.schema import Schema, supported
+from sameworld.asof.values import float_column
 from sameworld.definitions.feature import Feature, Outcome
 from sameworld.definitions.label import Label
 from sameworld.definitions.model import Fallback, Model
@@ -298,9 +299,9 @@ def label_at(
         compare = {">": pc.greater, ">=": pc.greater_equal, "<": pc.less, "<=": pc.less_equal}[
             label.outcome.comparison
         ]
-        values = compare(values.cast(pa.float64()), label.outcome.threshold)
+        values = compare(float_column(values), label.outcome.threshold)
     else:
-        values = values.cast(pa.float64())
+        values = float_column(values)
     if label.otherwise is not None:
         values = values.fill_null(bool(label.otherwise) if label.binary else float(label.otherwise))
     return values
