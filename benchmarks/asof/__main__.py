@@ -25,6 +25,7 @@ def arguments() -> argparse.Namespace:
     add("--only", choices=list(CONTESTANTS), action="append", help="run only this one; may be repeated")
     add("--seed", type=int, default=1, help="of the data (1)")
     add("--limit-seconds", type=float, default=120.0, help="what one run may take (120)")
+    add("--slow-seconds", type=float, default=60.0, help="whoever takes longer than this runs once (60)")
     add("--limit-gib", type=float, default=16.0, help="how much memory one run may take (16)")
     add("--growth", metavar="SIZES", help=f"run {REFERENCE} alone at these sizes: 2_000_000,20_000_000")
     add("--json", type=Path, metavar="FILE", help="write every measurement")
@@ -77,7 +78,7 @@ def main() -> int:
             rows, exponent = tables.growth_table(measurements)
             marker, lines = "growth", [f"Median of {given.rounds}: {exponent}."]
         else:
-            measurements = runner.run(contestants, given.events, given.rounds)
+            measurements = runner.run(contestants, given.events, given.rounds, given.slow_seconds)
             rows = tables.table(measurements, limits)
             marker, lines = "benchmark", [f"{tables.sizes_line(given.events, given.rounds)}."]
             lines += tables.notes(measurements)

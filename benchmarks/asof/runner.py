@@ -225,8 +225,8 @@ class Runner:
             largest = Measured(contestant, size)
         return largest
 
-    def run(self, contestants: Sequence[Contestant], events: int, rounds: int) -> list[Measured]:
-        """Measure everybody, in turn, round after round."""
+    def run(self, contestants: Sequence[Contestant], events: int, rounds: int, slow: float) -> list[Measured]:
+        """Measure everybody, in turn, round after round; whoever takes longer than `slow` seconds runs once."""
         taking_part: list[Measured] = []
         for contestant in contestants:
             if contestant.rehearsed:
@@ -241,7 +241,8 @@ class Runner:
             taking_part += [Measured(CONTESTANTS[REFERENCE], size) for size in smaller]
         for _ in range(rounds):
             for measured in taking_part:
-                self.once(measured)
+                if max(measured.seconds, default=0.0) <= slow:
+                    self.once(measured)
         return taking_part
 
 

@@ -61,13 +61,14 @@ def sizes_line(events: int, rounds: int) -> str:
 def table(measurements: Sequence[Measured], limits: Limits) -> Rows:
     """Give the table, its heading first."""
     reference = {m.events: m.median for m in measurements if m.contestant.name == REFERENCE}
+    rounds = max((len(m.seconds) for m in measurements), default=0)
     heading = ["contestant", "answers", "what counts", "events", "seconds", "× sameworld"]
     rows: Rows = [[*heading, "processor seconds", "peak MiB"]]
     for measured in measurements:
         median, beside = measured.median, reference.get(measured.events)
         if median is not None:
             ratio = f"{median / beside:.2f}" if beside else ""
-            seconds = f"{median:.2f}"
+            seconds = f"{median:.2f}" + (" (one run)" if len(measured.seconds) < rounds else "")
         else:
             # It ran for the limit's seconds at least; for how much longer nobody knows.
             limit = min(SURVIVAL_SECONDS, limits.seconds) if measured.contestant.doubling else limits.seconds

@@ -98,7 +98,7 @@ def fact_words_sql(source: Source, schema: Schema) -> tuple[str, str | None]:
             )  # type: ignore[return-value] # two of them
 
 
-def input_sql(item: Input, schema: Schema) -> str:
+def input_sql(item: Input, schema: Schema, timezone: str | None) -> str:
     """One input of a grouping. A condition that raises for a row does not hold for it."""
     condition = f"coalesce(try(({item.condition})::BOOLEAN), false)" if item.condition else "true"
     if item.column is None:
@@ -109,7 +109,8 @@ def input_sql(item: Input, schema: Schema) -> str:
         "float": f"{name}::DOUBLE",
         # As an integer of its smallest unit, so that sums stay exact.
         "decimal": f"({name} * {10 ** (scale_of(family_of(kind)) or 0)}::DECIMAL(19, 0))::BIGINT",
-        "instant": f"try(epoch_us({name}))",
+        "instant": instant_sql(item.column, kind, timezone),
+        "naive": instant_sql(item.column, kind, timezone),
     }.get(kind_of(kind), name)
     return f"CASE WHEN {condition} THEN {value} END" if item.condition else value
 
@@ -139,7 +140,7 @@ def prepared_sql(
     fact = f"{quoted(source.id)}::VARCHAR" if source.id else "NULL::VARCHAR"
     deleted = f"coalesce({quoted(source.deleted)}::BOOLEAN, false)" if source.deleted else "false"
     columns = [f"{key_sql(key, schema)} AS key_{i}" for i, key in enumerate(keys)]
-    columns += [f"{input_sql(item, schema)} AS input_{i}" for i, item in enumerate(inputs)]
+    columns += [f"{input_sql(item, schema, source.timezone)} AS input_{i}" for i, item in enumerate(inputs)]
     if fact_words and source.id:
         low, high = fact_words_sql(source, schema)
         columns += [f"{low} AS fact_low"] + ([f"{high} AS fact_high"] if high else [])
