@@ -113,7 +113,9 @@ def test_what_is_kept_is_what_would_be_computed(tmp_path: Path, seed: int, optio
     assert not any("sorting" in line for line in said)
 
 
-@pytest.mark.parametrize("options", [{}, {"id": "id"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"id": "id"}, {"id": "s"}, {"id": "id", "corrections_within": "40us"}], ids=str
+)
 @pytest.mark.parametrize("seed", range(6))
 def test_more_files_give_what_a_rebuild_gives(tmp_path: Path, seed: int, options: dict[str, str]) -> None:
     of, cache, at = source(**options), tmp_path / "cache", range(0, 400, 9)
@@ -124,15 +126,14 @@ def test_more_files_give_what_a_rebuild_gives(tmp_path: Path, seed: int, options
     got, changes, said = values(tmp_path, features(of), at, cache=cache)
     wanted = values(tmp_path, features(of), at)[0]
     assert got == wanted
-    assert any("merging 1 of 2 files" in line for line in said) == (options == {})
-    if options == {}:
-        # and it is told which of the values known before are others now
-        told = {change.column: set(change.moments.tolist()) for change in changes}
-        other = {
-            name: {i for i, (a, b) in enumerate(zip(before[name], wanted[name], strict=True)) if a != b}
-            for name in wanted
-        }
-        assert told == {name: places for name, places in other.items() if places}
+    assert any("merging 1 of 2 files" in line for line in said)
+    # and it is told which of the values known before are others now
+    told = {change.column: set(change.moments.tolist()) for change in changes}
+    other = {
+        name: {i for i, (a, b) in enumerate(zip(before[name], wanted[name], strict=True)) if a != b}
+        for name in wanted
+    }
+    assert told == {name: places for name, places in other.items() if places}
     # and once more, with another feature
     write(tmp_path, "c", rows(seed + 200, 30, entities=6, least=90))
     more = [of.by("k").min("s"), of.by("k").last("x")]

@@ -150,6 +150,19 @@ def _close_input(folder: Path, files: _Files, column: InputColumn) -> None:
             writer.write_table(table)
 
 
+def write_words(folder: Path, words: Words) -> None:
+    """Write columns as they are."""
+    files = _Files(folder)
+    for name, column in words.items():
+        files.add(name, column)
+    files.close()
+
+
+def read_words(folder: Path) -> Words:
+    """Give columns as `write_words` wrote them, mapped into memory."""
+    return _mapped_columns(folder)[0]
+
+
 def read(folder: Path) -> Sorted:
     """Give sorted rows as they were written, without inputs; the arrays are the files, mapped into memory."""
     columns = _mapped_columns(folder)[0]

@@ -185,7 +185,7 @@ class KeptRows:
         world: World,
         contents: Mapping[str, str],
     ) -> Path:
-        base = self._base(parts) if grouping.source.id is None else None
+        base = self._base(parts)
         digests = list(contents.values())
         known: list[str] = []
         if base is not None:
@@ -216,7 +216,7 @@ class KeptRows:
             words = (reading.words(batch) for batch in self._scans.prepared_batches(wanted, schema, where))
             if base is not None:
                 about["base"] = _about(base)
-                made = iter([self._merged(base, building.folder, words, reading, entities.num_rows, run)])
+                made = self._merged(base, building.folder, words, reading, entities.num_rows, run)
             else:
                 made = self._sorted(
                     words, reading, grouping, entities, self._scans.count(more), building.folder, run
@@ -245,7 +245,14 @@ class KeptRows:
         run: Threads,
     ) -> Iterator[Sorted]:
         if count <= MOST_ROWS or grouping.source.id is not None:
-            yield sort(gathered(words, count), reading, entities.num_rows, run)
+            together = gathered(words, count)
+            if grouping.source.id is not None:
+                inputs = tuple(
+                    f"{kind}_{n}" for kind in ("words", "valid") for n in range(len(reading.families))
+                )
+                kept = {name: column for name, column in together.items() if name not in inputs}
+                spill.write_words(_made(folder / "versions"), kept)
+            yield sort(together, reading, entities.num_rows, run)
             return
         ranges = folder / "ranges"
         ranges.mkdir()
@@ -275,25 +282,17 @@ class KeptRows:
         reading: Reading,
         entities: int,
         run: Threads,
-    ) -> Sorted:
+    ) -> Iterator[Sorted]:
         """Sort further rows in among those of a base, as if all had come together."""
-        old = spill.read(base.folder)
         added = gathered(words)
         added["row"] = added["row"] + _about(base)["total"]
-        fresh = np.full(entities, NEVER, np.int64)
-        counts = added["entity"] >= 0
-        readable = added["event" if reading.world == "event_time" else "available"]
-        np.minimum.at(fresh, added["entity"][counts], readable[counts])
-        fresh.tofile(folder / "fresh")
-        before: Words = {
-            "entity": np.repeat(np.arange(old.rows.starts.shape[0] - 1), np.diff(old.rows.starts)),
-            "event": old.rows.event,
-            "available": old.rows.available,
-            "tie": old.tie,
-            "row": old.row,
-            "gone": np.zeros(old.row.shape[0], np.bool_),
-        }
-        return sort(gathered([before, added]), reading, entities, run)
+        before = _words_of(base.folder)
+        readable = "event" if reading.world == "event_time" else "available"
+        _first_news(before, added, readable, entities).tofile(folder / "fresh")
+        together = gathered([before, added])
+        if "fact_low" in together:
+            spill.write_words(_made(folder / "versions"), together)
+        yield sort(together, reading, entities, run)
 
     # inputs
 
@@ -318,7 +317,7 @@ class KeptRows:
         self, opened: Opened, grouping: Grouping, schema: Schema, items: Sequence[Input]
     ) -> list[InputColumn]:
         """Read inputs from the files; where a base has them, only from the files that came after."""
-        olds = self._of_base(opened, items)
+        olds = self._of_base(opened, grouping, items)
         after = opened.base.files if opened.base is not None and olds is not None else 0
         families = [item.family(schema) for item in items]
         texts = [Texts() if family == "text" else None for family in families]
@@ -364,10 +363,11 @@ class KeptRows:
         return result
 
     def _of_base(
-        self, opened: Opened, items: Sequence[Input]
+        self, opened: Opened, grouping: Grouping, items: Sequence[Input]
     ) -> list[tuple[NDArray[np.int64], InputColumn]] | None:
         """Give the rows' numbers and the inputs of the base, if it has all of them."""
-        if opened.base is None:
+        # Where corrections count for a time only, a version that did not live before may live now.
+        if opened.base is None or grouping.source.corrections_within is not None:
             return None
         rows = self._cache.get("rows", opened.base.key)
         folders = [self._cache.get("input", _input_key(opened.base.key, item)[0]) for item in items]
@@ -375,6 +375,48 @@ class KeptRows:
             return None
         row = spill.read(rows).row
         return [(row, spill.read_input(folder)) for folder in folders if folder is not None]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def _words_of(folder: Path) -> Words:
+    """Give all rows of an entry as they came: where there are ids every version, those that never live too; else those that live."""
+    if (folder / "versions").exists():
+        return spill.read_words(folder / "versions")
+    kept = spill.read(folder)
+    return {
+        "entity": np.repeat(np.arange(kept.rows.starts.shape[0] - 1), np.diff(kept.rows.starts)),
+        "event": kept.rows.event,
+        "available": kept.rows.available,
+        "tie": kept.tie,
+        "row": kept.row,
+        "gone": np.zeros(kept.row.shape[0], np.bool_),
+    }
+
+
+def _first_news(before: Words, added: Words, readable: str, entities: int) -> NDArray[np.int64]:
+    """Give when the first of some further rows became readable that can change an entity's values, shape (entities,), NEVER where none can.
+
+    A row changes the values of its own entity, and of those that its fact belonged to before: whenever it is readable, not earlier.
+    """
+    fresh = np.full(entities, NEVER, np.int64)
+    own = added["entity"] >= 0
+    np.minimum.at(fresh, added["entity"][own], added[readable][own])
+    if "fact_low" in added:
+        facts, place = np.unique(added["fact_low"], return_inverse=True)
+        first = np.full(facts.shape[0], NEVER, np.int64)
+        np.minimum.at(first, place, added[readable])
+        at = np.minimum(np.searchsorted(facts, before["fact_low"]), max(facts.shape[0] - 1, 0))
+        told = (
+            (before["entity"] >= 0) & (facts[at] == before["fact_low"])
+            if facts.shape[0]
+            else np.zeros(0, np.int64)
+        )
+        np.minimum.at(fresh, before["entity"][told], first[at[told]])
+    return fresh
 
 
 def _input_key(rows: str, item: Input) -> tuple[str, str, dict[str, Any]]:
