@@ -543,7 +543,7 @@ def _plain(feature: Feature) -> Feature:
 
 def _identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """Give what makes two rows the same whenever they became readable."""
-    unlike = ("entity", "available_at", "superseded_at", "tie")
+    unlike = ("entity", "came_at", "available_at", "superseded_at", "tie")
     return tuple(repr(value) for name, value in sorted(row.items()) if name not in unlike)
 
 

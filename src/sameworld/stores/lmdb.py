@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import struct
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -471,9 +472,8 @@ def check_room(folder: Path) -> None:
     """Raise when the folder cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.write_bytes(b"")
-        probe.unlink()
+        with tempfile.NamedTemporaryFile(dir=folder):  # a name of its own: others may be starting, too
+            pass
     except OSError as error:
         raise StoreError(
             f"The store's folder cannot be written to: {error}.",
