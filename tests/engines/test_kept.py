@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -167,6 +168,49 @@ def test_rows_too_many_for_memory_give_the_same(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "scratch").mkdir()
     assert values(tmp_path, features(of), at)[0] == wanted
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_files_of_other_types_are_not_merged(tmp_path: Path) -> None:
+    # the first file decides the types of all: 2.4 is read as 2
+    of, cache, at = source(), tmp_path / "cache", range(0, 250, 9)
+    write(tmp_path, "a", rows(1, 40).set_column(3, "x", pa.array([2] * 40, pa.int64())))
+    wanted = [of.where("x > 2.2").by("k").count(), of.by("k").sum("x")]
+    values(tmp_path, wanted, at, cache=cache)
+    write(tmp_path, "b", rows(2, 40).set_column(3, "x", pa.array([2.4] * 40)))
+    assert values(tmp_path, wanted, at, cache=cache)[0] == values(tmp_path, wanted, at)[0]
+
+
+def test_a_file_name_is_no_pattern(tmp_path: Path) -> None:
+    folder = tmp_path / "b[1]r"
+    folder.mkdir()
+    of, at = source(), range(0, 250, 9)
+    write(folder, "a1", rows(1, 40))
+    write(folder, "a[1]", rows(2, 40))
+    got = values(folder, features(of), at, cache=tmp_path / "cache")[0]
+    assert got == values(folder, features(of), at)[0]
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    write(plain, "a1", rows(1, 40))
+    write(plain, "a2", rows(2, 40))
+    assert got == values(plain, features(of), at)[0]
+
+
+def test_a_cache_deleted_while_it_is_used_costs_only_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of, cache, at = source(), tmp_path / "cache", range(0, 250, 9)
+    write(tmp_path, "a", rows(1, 40))
+    wanted = values(tmp_path, features(of), at)[0]
+    codes = DuckDBEngine.codes
+
+    def deleted(*given: Any) -> Any:
+        shutil.rmtree(cache)
+        return codes(*given)
+
+    monkeypatch.setattr(DuckDBEngine, "codes", deleted)
+    got, _, said = values(tmp_path, features(of), at, cache=cache)
+    assert got == wanted
+    assert any("without the cache" in line for line in said)
 
 
 def test_a_changed_file_is_another_source(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import duckdb
 from sameworld.asof.aggregations import AGGREGATIONS, value_family
 from sameworld.asof.expressions import check_expression
 from sameworld.asof.request import feature_columns
+from sameworld.asof.rows import RESERVED
 from sameworld.asof.schema import Schema, family_of, kind_of, supported
 from sameworld.definitions.availability import AvailableColumn
 from sameworld.definitions.feature import Aggregate, Category, ClockPart, Derive, Feature, Field, Outcome
@@ -77,7 +78,7 @@ def check_model(
     for name in features:
         problems += _feature(name, features, moments, schemas, request)
     problems += _cycles(features)
-    problems += _columns_once(features)
+    problems += _columns_once(features, moments, label)
     if label is not None:
         problems += _label(label, schemas[label.aggregate.source.content])
     for fallback in fallbacks:
@@ -86,12 +87,25 @@ def check_model(
     return list({problem.text(): problem for problem in problems}.values())
 
 
+def _kind(duckdb_type: str, source: Source) -> str:
+    """The kind of a source's column; a naive timestamp is an instant where its zone is known."""
+    kind = kind_of(duckdb_type)
+    return "instant" if kind == "naive" and source.timezone is not None else kind
+
+
 def _plain(feature: Feature) -> Feature:
     return feature.of if isinstance(feature, Category) else feature
 
 
 def _source(source: Source, schema: Schema) -> Iterator[SameworldError]:
-    """What is wrong with the columns that a source names itself."""
+    """What is wrong with the columns that a source names itself, and with names that it may not have."""
+    for column in schema:
+        if column.lower() in RESERVED:
+            yield DefinitionError(
+                f"Source {source.name!r} has a column {column!r}, a name that queries here use themselves.",
+                where=f"source {source.name!r}",
+                do="leave it out or rename it in the source's own query: SELECT * EXCLUDE (...) FROM ...",
+            )
     for role, column in (("event_time", source.event_time), ("available_at", _available_column(source))):
         if column is not None:
             yield from _time(source, role, column, schema)
@@ -242,14 +256,14 @@ def _aggregate(place: str, aggregate: Aggregate, schema: Schema) -> Iterator[Sam
         )
         yield from missing
         takes = AGGREGATIONS[aggregate.operation].columns
-        if not missing and kind_of(schema[column]) not in takes:
+        if not missing and _kind(schema[column], aggregate.source) not in takes:
             naive = kind_of(schema[column]) == "naive"
             yield DefinitionError(
                 f"{name} takes the {aggregate.operation} of column {column!r}, which has the wrong type.",
                 where=place,
                 expected=" or ".join(_NAMES[family] for family in _NAMES if family in takes),
                 found=schema[column],
-                do="cast it to a timestamp with a time zone in the source's own query."
+                do="name the zone whose clocks it shows: timezone= on sw.Source."
                 if naive and "instant" in takes
                 else "aggregate another column, or cast it in the source's own query.",
             )
@@ -364,7 +378,7 @@ def _feature(
             schema = supported(schemas[plain.source.content])
             if plain.column is None or plain.column in schema:
                 kind = schema[plain.column] if plain.column is not None else None
-                if kind is None or kind_of(kind) in AGGREGATIONS[plain.operation].columns:
+                if kind is None or _kind(kind, plain.source) in AGGREGATIONS[plain.operation].columns:
                     family = value_family(plain.operation, family_of(kind) if kind else None)
                     if not family.startswith("list of ") or categorical or not _derived_from(name, features):
                         yield from _value(place, family, categorical, of_field=False)
@@ -473,10 +487,21 @@ def _cycles(features: Mapping[str, Feature]) -> Iterator[SameworldError]:
             )
 
 
-def _columns_once(features: Mapping[str, Feature]) -> Iterator[SameworldError]:
+def _columns_once(
+    features: Mapping[str, Feature], moments: Moments, label: Label | None
+) -> Iterator[SameworldError]:
     """Columns of several windows are named after them: `clicks` over 3h is `clicks_3h`. That may be taken."""
+    taken = {moments.at: "the time of asking", "__moment": "the moment's number", "": "no name"}
+    if label is not None:
+        taken["label"] = "the label"
     owners: dict[str, str] = {}
     for column, owner in feature_columns(features):
+        if column in taken:
+            yield DefinitionError(
+                f"Feature {owner!r} gives a column {column!r}, which is {taken[column]} in a training set.",
+                where=f"feature {owner!r}",
+                do="rename the feature.",
+            )
         if column in owners:
             yield DefinitionError(
                 f"Features {owners[column]!r} and {owner!r} both give a column {column!r}.",
@@ -491,7 +516,8 @@ def _label(label: Label, schema: Schema) -> Iterator[SameworldError]:
     aggregate = label.aggregate
     if (
         aggregate.column is not None
-        and kind_of(schema.get(aggregate.column, "")) not in AGGREGATIONS[aggregate.operation].columns
+        and _kind(schema.get(aggregate.column, ""), aggregate.source)
+        not in AGGREGATIONS[aggregate.operation].columns
     ):
         return  # said already
     family = value_family(

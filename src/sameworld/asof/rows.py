@@ -14,6 +14,8 @@ from sameworld.definitions.availability import AtEventTime, AvailableColumn, Dai
 from sameworld.definitions.source import Source
 
 _DAY = 86_400_000_000
+RESERVED = frozenset({"__event_us", "__row", "__available_us", "__sequence", "__moment"})
+"""Names of columns that queries here add to those of a table."""
 _LOWEST = "(-9223372036854775808)::BIGINT"
 
 
@@ -46,13 +48,13 @@ def available_sql(source: Source, schema: Schema) -> str:
         case AvailableColumn(column):
             return instant_sql(column, schema[column], source.timezone)
         case Delay() as declared:
-            return f"__event_us + {declared.microseconds}"
+            return f"try(__event_us + {declared.microseconds})"
         case Daily() as declared:
             ready = f"(__event_us + {declared.lag_microseconds} - {declared.at_microseconds})"
             past = (
                 f"(({ready} % {_DAY} + {_DAY}) % {_DAY})"  # microseconds since the last publication, 0 at one
             )
-            return f"__event_us + {declared.lag_microseconds} + CASE WHEN {past} = 0 THEN 0 ELSE {_DAY} - {past} END"
+            return f"try(__event_us + {declared.lag_microseconds} + CASE WHEN {past} = 0 THEN 0 ELSE {_DAY} - {past} END)"
         case AtEventTime():
             return "__event_us"
 

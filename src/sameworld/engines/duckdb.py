@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import AGGREGATIONS, NEVER
@@ -130,7 +132,7 @@ class DuckDBEngine:
     def files(self, data: Any) -> list[Path] | None:
         if isinstance(data, pa.Table) or _is_query(str(data)):
             return None
-        path = str(self._folder / str(data))
+        path = str(Path(_exactly(self._folder)) / str(data))
         found = self._con.execute("SELECT file FROM glob(?) ORDER BY file", [path]).fetchall()
         return [Path(name) for (name,) in found] or [Path(path)]
 
@@ -160,7 +162,7 @@ class DuckDBEngine:
     def _relation(self, text: str, what: str) -> str:
         if _is_query(text):
             return f"({text})"
-        path = str(self._folder / text)
+        path = str(Path(_exactly(self._folder)) / text)
         if not any(sign in path for sign in "*?[") and not Path(path).exists():
             raise DataError(
                 f"The file of {what} does not exist.",
@@ -192,6 +194,7 @@ class DuckDBEngine:
                     result.update(kept.aggregates(grouping, schema, asked, where, world, files))
                     continue
                 except OSError as error:
+                    kept.forget()
                     self._say(f"going on without the cache: {error}")
             result.update(self._aggregate(grouping, schema, asked, where, world))
         return result
@@ -239,14 +242,14 @@ class DuckDBEngine:
     def _asked(self, grouping: Grouping, schema: Schema, asked: Asked) -> Generator[None]:
         """Have the moments' keys in a table `asked`."""
         kinds = {"integer": "BIGINT", "text": "VARCHAR", "boolean": "BOOLEAN", "instant": "BIGINT"}
+        names = _key_names(grouping)
         keys = ", ".join(
-            f"{f'epoch_us({quoted(key)})' if kind_of(schema[key]) == 'instant' else quoted(key)}::{kinds[kind_of(schema[key])]} AS key_{i}"
-            for i, key in enumerate(grouping.keys)
+            f"{f'epoch_us({name})' if kind_of(schema[key]) == 'instant' else name}::{kinds[kind_of(schema[key])]} AS {name}"
+            for name, key in zip(names, grouping.keys, strict=True)
         )
         number = pa.array(np.arange(asked.at.shape[0]))
-        self._con.register(
-            "asked_keys", asked.keys.select(list(grouping.keys)).append_column("__moment", number)
-        )
+        given = asked.keys.select(list(grouping.keys)).rename_columns(names)
+        self._con.register("asked_keys", given.append_column("__moment", number))
         self._con.execute(f"CREATE OR REPLACE TEMP TABLE asked AS SELECT __moment, {keys} FROM asked_keys")
         self._con.unregister("asked_keys")
         yield
@@ -272,16 +275,20 @@ class DuckDBEngine:
     def number_entities(self, grouping: Grouping, schema: Schema, rows: Rows, known: Path | None) -> pa.Table:
         names = ", ".join(_key_names(grouping))
         present = " AND ".join(f"{key} IS NOT NULL" for key in _key_names(grouping))
+        if known is not None:
+            self._con.register("known_entities", pq.read_table(known))
         with self._prepared(grouping, schema, rows) as prepared:
             counted = f"SELECT {names}, count(*) AS rows FROM ({prepared}) WHERE {present} GROUP BY ALL"
             if known is None:
                 self._number(counted, f"{names}, rows")
             else:
-                before = f"read_parquet({literal(str(known))})"
+                before = "known_entities"
                 self._con.execute(
                     f"CREATE OR REPLACE TEMP TABLE entities AS SELECT {names}, 0 AS rows, entity FROM {before} UNION ALL "
                     f"SELECT {names}, rows, (SELECT count(*) FROM {before}) + row_number() OVER () - 1 FROM ({counted}) ANTI JOIN {before} USING ({names})"
                 )
+            if known is not None:
+                self._con.unregister("known_entities")
         return self._con.sql("SELECT * FROM entities ORDER BY entity").to_arrow_table()
 
     def prepared_batches(self, grouping: Grouping, schema: Schema, rows: Rows) -> Iterator[pa.RecordBatch]:
@@ -301,8 +308,13 @@ class DuckDBEngine:
             yield from reader
 
     def codes(self, entities: Path, grouping: Grouping, schema: Schema, asked: Asked) -> NDArray[np.int64]:
+        # Read by Arrow, whose error is told apart from one of the source's data: whoever trims the cache may have taken it away.
+        known = pq.read_table(entities)
         with self._asked(grouping, schema, asked):
-            return self._codes(grouping, f"read_parquet({literal(str(entities))})", asked)
+            self._con.register("known_entities", known)
+            codes = self._codes(grouping, "known_entities", asked)
+            self._con.unregister("known_entities")
+            return codes
 
     def _most_rows(self, data: Any) -> int:
         """Give how many rows there are at most, where that costs nothing to know; else 0."""
@@ -571,7 +583,12 @@ def _is_csv(path: str) -> bool:
 
 
 def _list(files: Iterable[Path]) -> str:
-    return f"[{', '.join(literal(str(path)) for path in files)}]"
+    return f"[{', '.join(literal(_exactly(path)) for path in files)}]"
+
+
+def _exactly(path: Path) -> str:
+    """A file's name as a pattern that only it matches."""
+    return re.sub(r"[\[*?]", lambda sign: f"[{sign[0]}]", str(path))
 
 
 def _relation_of(files: Sequence[Path]) -> str:

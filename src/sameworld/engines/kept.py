@@ -93,6 +93,10 @@ class Kept:
         self._rows = KeptRows(cache, scans, threads, say, lasting=lasting)
         self.changes: list[Change] = []
 
+    def forget(self) -> None:
+        """Let go of what is open: it may not be there any more."""
+        self._rows.forget()
+
     def aggregates(
         self,
         grouping: Grouping,

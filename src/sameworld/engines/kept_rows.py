@@ -23,7 +23,7 @@ from sameworld.asof.aggregations import NEVER
 from sameworld.asof.columns import NO_WORDS, InputColumn, Texts, input_words
 from sameworld.asof.plan import Grouping, Input
 from sameworld.asof.prepared import Reading, Sorted, Words, World, gathered, sort
-from sameworld.asof.schema import Schema
+from sameworld.asof.schema import Schema, supported
 from sameworld.asof.threads import Threads
 from sameworld.definitions.hashing import content_hash
 from sameworld.engines.cache import Cache, Entry, fingerprint_of_files
@@ -124,6 +124,10 @@ class KeptRows:
         self._lasting = lasting
         self._open: dict[str, Opened] = {}
 
+    def forget(self) -> None:
+        """Let go of what is open: it may not be there any more."""
+        self._open.clear()
+
     def open(
         self, grouping: Grouping, schema: Schema, rows: Rows, world: World, files: Sequence[Path]
     ) -> Opened:
@@ -152,16 +156,14 @@ class KeptRows:
 
     def _contents(self, files: Sequence[Path]) -> dict[str, str]:
         """Give path -> digest of the file's contents, with the columns that its folders name (`day=2026-01-31`)."""
-        result: dict[str, str] = {}
-        for path in files:
-            hive = "/".join(part for part in path.parts[:-1] if "=" in part)
-            if self._lasting:
-                ((_, _, digest),) = fingerprint_of_files([path], self._cache)
-            else:
-                found = path.stat()
-                digest = f"{path} {found.st_size} {found.st_mtime_ns} {found.st_ino}"
-            result[str(path)] = f"{digest} {hive}".strip()
-        return result
+        if self._lasting:
+            digests = [digest for _, _, digest in fingerprint_of_files(files, self._cache)]
+        else:
+            digests = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+        return {
+            str(path): " ".join([digest, *(part for part in path.parts[:-1] if "=" in part)])
+            for path, digest in zip(files, digests, strict=True)
+        }
 
     def _opened(self, key: str, folder: Path, contents: Mapping[str, str]) -> Opened:
         about = json.loads((folder / "about.json").read_text())
@@ -185,18 +187,19 @@ class KeptRows:
         world: World,
         contents: Mapping[str, str],
     ) -> Path:
-        base = self._base(parts)
-        digests = list(contents.values())
-        known: list[str] = []
-        if base is not None:
-            known = json.loads((base.folder / "about.json").read_text())["files"]
+        # What is sorted on disk is sorted there again: merging would bring all of it into memory.
+        many = self._scans.count([Path(path) for path in contents]) > MOST_ROWS
+        base = self._base(parts) if grouping.source.id is not None or not many else None
+        known = [] if base is None else _files_of(base)
+        if base is not None and not self._alike(_without(contents, known), schema):
+            base, known = None, []
         more = _without(contents, known)
         title = f"{grouping.source.name} by {', '.join(grouping.keys)}"
         where = Rows(tuple(more), rows.cutover)
         self._say(
             f"sorting {title}"
             if base is None
-            else f"merging {len(more)} of {len(digests)} files into {title}"
+            else f"merging {len(more)} of {len(contents)} files into {title}"
         )
         entities = self._scans.number_entities(
             grouping, schema, where, None if base is None else base.folder / "entities.parquet"
@@ -261,6 +264,10 @@ class KeptRows:
             split.put(part)
         yield from split.sorted(reading, run)
         ranges.rmdir()
+
+    def _alike(self, files: Sequence[Path], schema: Schema) -> bool:
+        """Whether files read by themselves have the types that they have among the others: of CSV files, say, the first ones decide for all."""
+        return supported(self._scans.describe(tuple(files), "further files")) == dict(schema)
 
     def _base(self, parts: Mapping[str, Any]) -> Entry | None:
         """Give the kept rows of the most of these files and of no other, all else being equal."""
@@ -434,6 +441,10 @@ def _without(contents: Mapping[str, str], known: Sequence[str]) -> list[Path]:
         else:
             result.append(Path(path))
     return result
+
+
+def _files_of(base: Entry) -> list[str]:
+    return json.loads((base.folder / "about.json").read_text())["files"]
 
 
 def _about(base: Entry) -> dict[str, Any]:
