@@ -148,7 +148,7 @@ def _read_together(
     result: dict[str, pa.Array] = {}
     offsets = np.unique(np.concatenate([edge for read in reads for edge in read.edges]))
     schedule = _schedule(rows, moment_starts, as_of, at, offsets, run)
-    asked_at = at if places is None else at[places]
+    asked_at = at if places is None else run.take(at, places)
     for partial, sharing in _shared(reads).items():
         spans = sorted({span for read in sharing for span in zip(*read.edges, strict=True)})
         kept = [
@@ -158,7 +158,7 @@ def _read_together(
         for read in sharing:
             for name, span in zip(read.names, zip(*read.edges, strict=True), strict=True):
                 window = spans.index(span)
-                taken = [_window(one, window, partial, places) for one in kept]
+                taken = [_window(one, window, partial, places, run) for one in kept]
                 result[name] = got_of(read, rows.inputs, taken, rows.event, asked_at)
     return result
 
@@ -173,16 +173,22 @@ def _shared(reads: Iterable[Read]) -> dict[tuple[int, tuple[int, ...], int], lis
 
 
 def _window(
-    kept: _Kept, window: int, partial: tuple[int, tuple[int, ...], int], places: NDArray[np.int64] | None
+    kept: _Kept,
+    window: int,
+    partial: tuple[int, tuple[int, ...], int],
+    places: NDArray[np.int64] | None,
+    run: Threads,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Give one window of what was kept, at some places of the moments."""
     wanted = partial[2]
-    out = (
-        kept.out[:, window * wanted : (window + 1) * wanted] if partial[0] == LATEST else kept.out[:, window]
-    )
-    words = kept.words[:, window] if kept.words.shape[0] else NO_WORDS
+    if partial[0] == LATEST:
+        rows = kept.out[:, window * wanted : (window + 1) * wanted]
+        return (rows if places is None else rows[places]), NO_WORDS
+    out = np.ascontiguousarray(kept.out[:, window])
+    words = np.ascontiguousarray(kept.words[:, window]) if kept.words.shape[0] else NO_WORDS
     if places is None:
         return out, words
-    return out[places], words[places] if words.shape[0] else words
+    return run.take(out, places), run.take(words, places) if words.shape[0] else words
 
 
 def _schedule(

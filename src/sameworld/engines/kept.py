@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import NEVER
 from sameworld.asof.columns import NO_WORDS, InputColumn
+from sameworld.asof.order import sorted_order
 from sameworld.asof.plan import Grouping, Read, only
 from sameworld.asof.prepared import World
 from sameworld.asof.read import SortedRows, read_windows
@@ -227,12 +228,13 @@ def read_at(
         codes: shape (moments,), each one's entity; -1 for none.
     """
     entities = rows.starts.shape[0] - 1
-    codes = np.where(codes < 0, entities - 1, codes)
-    order = np.lexsort((asked.at, asked.as_of, codes))
-    moment_starts = np.searchsorted(codes[order], np.arange(entities + 1))
+    order, moment_starts = sorted_order(
+        np.where(codes < 0, entities - 1, codes), entities, (asked.as_of, asked.at), run
+    )
     back = np.empty_like(order)
     back[order] = np.arange(order.shape[0])
-    return read_windows(reads, rows, moment_starts, asked.as_of[order], asked.at[order], places=back, run=run)
+    as_of, at = run.take(asked.as_of, order), run.take(asked.at, order)
+    return read_windows(reads, rows, moment_starts, as_of, at, places=back, run=run)
 
 
 def _alike(old: pa.Array, new: pa.Array) -> NDArray[np.bool_]:
