@@ -61,7 +61,7 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory(dir=given.folder) as made:
         limits = Limits(given.limit_seconds, given.limit_gib)
-        runner = Runner(Path(made), given.seed, limits, given.feast_python, say)
+        runner = Runner(Path(made), given.seed, limits, given.feast_python, say, not given.growth)
         names = [REFERENCE] if given.growth else given.only or list(CONTESTANTS)
         contestants, versions = runner.present(names)
         problems = wrong(runner, contestants)

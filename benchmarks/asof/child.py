@@ -1,6 +1,6 @@
 """One step of the benchmark in a process of its own; the runner starts it, reads lines of JSON from it, and may end it.
 
-python -m benchmarks.asof.child generate FOLDER EVENTS SEED ENTITIES    ENTITIES 0: as many as belong to the events
+python -m benchmarks.asof.child generate FOLDER EVENTS SEED ENTITIES CORRECTED   ENTITIES 0: as many as belong to the events; CORRECTED 0: without corrected.parquet
                                 describe CONTESTANT                     {"versions": ..., "missing": ...}
                                 answer CONTESTANT FOLDER FILE           writes the answer as an Arrow file
                                 measure CONTESTANT SMALL FOLDER         {"ready": true} after a run on SMALL; {"seconds": ..., "processor": ..., "peak": ...}
@@ -50,11 +50,17 @@ def _runs(contestant: Contestant, folder: str) -> Callable[[], Any]:
     return lambda: getattr(module, contestant.function)(path)
 
 
-def generate(folder: str, events: str, seed: str, entities: str) -> None:
+def generate(folder: str, events: str, seed: str, entities: str, corrected: str) -> None:
     """Write the data."""
     from benchmarks.asof.generate import generate as write  # noqa: PLC0415 # a contestant's environment may lack numpy
 
-    write(Path(folder), int(events), int(seed), entities=int(entities) or None)
+    write(
+        Path(folder),
+        int(events),
+        int(seed),
+        entities=int(entities) or None,
+        corrected=corrected == "1",
+    )
     say({"done": True})
 
 

@@ -29,7 +29,9 @@ def entities_of(events: int) -> int:
     return max(events // 200, 1)
 
 
-def generate(folder: Path, events: int, seed: int, *, entities: int | None = None) -> None:
+def generate(
+    folder: Path, events: int, seed: int, *, entities: int | None = None, corrected: bool = True
+) -> None:
     """Write what the contestants read.
 
     events.parquet      k, e, a, x: entity, event time, available time (an hour late on average), value
@@ -50,11 +52,13 @@ def generate(folder: Path, events: int, seed: int, *, entities: int | None = Non
         columns = {"k": _entities(random, moments, kinds), "t": _times(random, moments)}
         pq.write_table(_table(asked, columns), folder / f"{name}.parquet")
 
+    if not corrected:
+        return
     random = np.random.default_rng([seed, 1])
-    corrected = pa.schema([("id", pa.int64()), ("version", pa.int64()), *plain])
-    with pq.ParquetWriter(folder / "corrected.parquet", corrected) as file:
+    versions = pa.schema([("id", pa.int64()), ("version", pa.int64()), *plain])
+    with pq.ParquetWriter(folder / "corrected.parquet", versions) as file:
         for first, rows in _parts(events):
-            file.write_table(_table(corrected, _corrected(random, first, rows, kinds)))
+            file.write_table(_table(versions, _corrected(random, first, rows, kinds)))
 
 
 def _parts(rows: int) -> Iterator[tuple[int, int]]:

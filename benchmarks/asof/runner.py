@@ -133,6 +133,7 @@ class Runner:
         limits: of every measured run.
         feast: the interpreter that has Feast.
         say: told what happens.
+        corrected: whether data with corrections are wanted, too.
     """
 
     folder: Path
@@ -140,6 +141,7 @@ class Runner:
     limits: Limits
     feast: str
     say: Callable[[str], None]
+    corrected: bool = True
 
     def python(self, contestant: Contestant) -> str:
         """Give the interpreter of a contestant."""
@@ -156,7 +158,14 @@ class Runner:
             folder.mkdir()
             self._child(
                 sys.executable,
-                ["generate", str(folder), str(events), str(self.seed), str(entities)],
+                [
+                    "generate",
+                    str(folder),
+                    str(events),
+                    str(self.seed),
+                    str(entities),
+                    str(int(self.corrected)),
+                ],
                 Limits(3_600, self.limits.gib),
             )
         return folder
