@@ -41,7 +41,7 @@ except ImportError:
     from asyncio import run
 
 HERE = Path(__file__).parent
-UNTIL = show.instant("2013-10-01T04:00:00Z")  # midnight in New York
+UNTIL = show.instant("2013-10-01T04:00:00Z", "UNTIL")  # midnight in New York
 DAY = 86_400_000_000
 
 
