@@ -1,5 +1,6 @@
 """The flights tables keep the file's facts and put its local clocks on one UTC line."""
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -180,3 +181,10 @@ def test_the_weather_is_one_row_an_hour_and_airport(ask: Callable[[str], list[An
     )
 
     assert found == [ROWS["weather"], utc(1, 1, 6, 0), 3]
+
+
+def test_the_demo_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    # what it calls by name is there; the whole of it is `make demo`
+    monkeypatch.syspath_prepend(str(FILE.parent))
+
+    assert importlib.import_module("demo").UNTIL == 1_380_600_000_000_000
