@@ -491,7 +491,7 @@ def _columns_once(
     features: Mapping[str, Feature], moments: Moments, label: Label | None
 ) -> Iterator[SameworldError]:
     """Columns of several windows are named after them: `clicks` over 3h is `clicks_3h`. That may be taken."""
-    taken = {moments.at: "the time of asking", "__moment": "the moment's number", "": "no name"}
+    taken = {moments.at: "the time of asking", "": "no name"}
     if label is not None:
         taken["label"] = "the label"
     owners: dict[str, str] = {}
