@@ -156,18 +156,22 @@ def test_more_moments_compute_only_themselves(tmp_path: Path, monkeypatch: pytes
     assert len(Cache(cache).entries("column")) == columns + per_block
 
 
-def test_rows_too_many_for_memory_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    of, at = source(), range(0, 250, 9)
+@pytest.mark.parametrize("options", [{}, {"id": "id"}], ids=["rows", "facts"])
+def test_rows_too_many_for_memory_give_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str]
+) -> None:
+    of, at = source(**options), range(0, 250, 9)
     write(tmp_path, "b", rows(3, 300))
     wanted = values(tmp_path, features(of), at)[0]
-    monkeypatch.setattr("sameworld.engines.kept_rows.MOST_ROWS", 40)
-    assert values(tmp_path, features(of), at, cache=tmp_path / "cache")[0] == wanted
-    # without a cache they are sorted in a folder that goes when the engine is closed
-    monkeypatch.setattr("sameworld.engines.duckdb.MOST_ROWS", 40)
+    monkeypatch.setattr("sameworld.asof.parts.ROWS_A_PART", 40)
+    monkeypatch.setattr("sameworld.asof.parts.MOST_BYTES", 100)
+    monkeypatch.setattr("sameworld.asof.moments.MOST_MOMENTS", 5)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
-    assert values(tmp_path, features(of), at)[0] == wanted
-    assert list((tmp_path / "scratch").iterdir()) == []
+    # they wait in a folder that goes when the values are there
+    for cache in (None, tmp_path / "cache", tmp_path / "cache"):
+        assert values(tmp_path, features(of), at, cache=cache)[0] == wanted
+        assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def test_files_of_other_types_are_not_merged(tmp_path: Path) -> None:

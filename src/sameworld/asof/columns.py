@@ -85,6 +85,7 @@ class Texts:
 
     def __init__(self) -> None:
         self._known = pa.array([], pa.string())
+        self._ordered = (self._known, np.zeros(1, np.int64), self._known)
 
     def numbers(self, column: pa.Array) -> NDArray[np.int64]:
         """Give each row's number; 0 where null."""
@@ -101,7 +102,12 @@ class Texts:
 
     def column(self, words: NDArray[np.int64], valid: NDArray[np.uint8]) -> InputColumn:
         """Give the input, its texts in order. Arrow orders texts by their UTF-8 bytes, which is the order of code points."""
-        order = pc.sort_indices(self._known).to_numpy()
-        place = np.zeros(max(order.shape[0], 1), np.int64)
-        place[order] = np.arange(order.shape[0])
-        return InputColumn("text", place[words], valid, self._known.take(pa.array(order)))
+        known, place, texts = self._ordered
+        if known is not self._known:
+            known = self._known
+            order = pc.sort_indices(known).to_numpy()
+            place = np.zeros(max(order.shape[0], 1), np.int64)
+            place[order] = np.arange(order.shape[0])
+            texts = known.take(pa.array(order))
+            self._ordered = known, place, texts
+        return InputColumn("text", place[words], valid, texts)

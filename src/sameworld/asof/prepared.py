@@ -5,9 +5,10 @@ Engines and workers give batches of the columns of `rows.prepared_sql` with the 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +18,13 @@ from numpy.typing import NDArray
 from sameworld.asof.aggregations import NEVER
 from sameworld.asof.columns import NO_WORDS, InputColumn, Texts, input_words
 from sameworld.asof.order import NO_KEY, sorted_order
+from sameworld.asof.parts import ROWS_A_PART, Parts, Scratch, Words, parts_for
 from sameworld.asof.read import SortedRows
-from sameworld.asof.threads import Threads
+from sameworld.asof.threads import SERIAL, Threads
 from sameworld.asof.versions import superseded_at
 
 World = Literal["as_of", "event_time"]
 """as_of: rows count when they were readable. event_time: every fact's last version counts as readable at its event time, as in a notebook's join."""
-
-Words = dict[str, NDArray[Any]]
-"""Columns of prepared rows: entity, event, available, gone, perhaps tie, version, fact_low, fact_high, no_fact and row, and words_0.., valid_0.. of the inputs."""
 
 _ROWS_A_BUCKET = 64
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -33,7 +32,7 @@ _SIGN = np.uint64(1 << 63)
 
 
 class Reading:
-    """Batches of prepared rows as words.
+    """Batches of prepared rows as words: entity, event, available, gone, perhaps tie, version, fact_low, fact_high, no_fact and row, and words_0.., valid_0.. of the inputs.
 
     Args:
         families: of the inputs.
@@ -116,31 +115,39 @@ class Sorted:
     tie: NDArray[np.int64]
 
 
-def sort(columns: Words, reading: Reading, entities: int, run: Threads) -> Sorted:
-    """Give the rows that live at some time, sorted by (entity, event time, available time, version, tie).
-
-    Args:
-        columns: all of them; emptied, so that memory is given back on the way.
-        reading: what made them.
-        entities: how many there are.
-        run: threads.
-    """
-    event, gone = columns.pop("event"), columns.pop("gone")
-    tie, version = columns.get("tie", NO_KEY), columns.get("version", NO_KEY)
+def lived(columns: Words, reading: Reading, run: Threads = SERIAL) -> Words:
+    """Give rows with `available` as it counts and `superseded`, of all versions of their facts; those that never live are of no entity (-1)."""
     lives = lifetimes(columns, reading, run)
     available, superseded = lives.counted, lives.superseded
-    for name in ("available", "tie", "version", "fact_low", "fact_high", "no_fact"):
-        columns.pop(name, None)
+    gone = columns["gone"] | (available == NEVER)
     if superseded.shape[0]:
         gone |= available >= superseded
         if reading.world == "event_time":
             gone |= superseded != NEVER
-    gone |= available == NEVER
-    if reading.world == "event_time":
-        available = event
-    entity = columns.pop("entity")
-    entity = np.where(gone, -1, entity) if gone.any() else np.ascontiguousarray(entity)
-    del gone
+    result = {name: column for name, column in columns.items() if name not in _OF_VERSIONS}
+    if gone.any():
+        result["entity"] = np.where(gone, -1, columns["entity"])
+    result["available"] = columns["event"] if reading.world == "event_time" else available
+    if superseded.shape[0]:
+        result["superseded"] = superseded
+    return result
+
+
+_OF_VERSIONS = {"gone", "fact_low", "fact_high", "no_fact"}
+
+
+def sort(columns: Words, reading: Reading, entities: int, run: Threads = SERIAL) -> Sorted:
+    """Give rows sorted by (entity, event time, available time, version, tie).
+
+    Args:
+        columns: from `lived`; emptied, so that memory is given back on the way. Rows of no entity are left out.
+        reading: what made them.
+        entities: how many there are.
+        run: threads.
+    """
+    event, available = columns.pop("event"), columns.pop("available")
+    tie, version = columns.pop("tie", NO_KEY), columns.pop("version", NO_KEY)
+    entity = np.ascontiguousarray(columns.pop("entity"), np.int64)
     order, starts = sorted_order(entity, entities, (event, available, version, tie), run)
     del entity, version
     inputs: list[InputColumn] = []
@@ -152,7 +159,7 @@ def sort(columns: Words, reading: Reading, entities: int, run: Threads) -> Sorte
             if family == "text"
             else InputColumn(family, words, valid)
         )
-    ends = run.take(superseded, order) if superseded.shape[0] else superseded
+    ends = run.take(columns.pop("superseded"), order) if "superseded" in columns else NO_KEY
     if ends.shape[0] and (ends == NEVER).all():
         ends = NO_KEY
     row = run.take(columns.pop("row"), order) if "row" in columns else order
@@ -170,9 +177,91 @@ def sorted_rows(
     run: Threads,
     rows: int = 0,
 ) -> Sorted:
-    """Give `sort` of batches, see `Reading`; `rows` is how many there are at most, if that is known."""
+    """Give batches' rows sorted, all together; `rows` is how many there are at most, if that is known."""
     reading = Reading(families, world, within)
-    return sort(gathered(_words(reading, batches), rows), reading, entities, run)
+    return sort(lived(gathered(_words(reading, batches), rows), reading, run), reading, entities, run)
+
+
+class EntityParts:
+    """Rows that live at some time, in parts of their entities that are sorted one by one.
+
+    Args:
+        words: all rows, from `Reading.words`; read at once.
+        reading: what makes them.
+        entities: how many there are.
+        rows: how many rows there are at most, if that is known.
+        run: threads.
+        scratch: where rows wait that are too many for memory.
+    """
+
+    def __init__(
+        self,
+        words: Iterable[Words],
+        reading: Reading,
+        entities: int,
+        *,
+        rows: int = 0,
+        run: Threads,
+        scratch: Scratch,
+    ) -> None:
+        words, rows = _counted(words, rows)
+        count = parts_for(rows, entities)
+        self.cuts = -(-np.arange(count + 1) * entities // count)
+        self._reading = reading
+        self._parts = Parts(count, scratch)
+        kind = np.int32 if entities < np.iinfo(np.int32).max else np.int64
+        for some in _lives(words, reading, rows, run, scratch):
+            entity = some["entity"]
+            # Rounded up as the cuts are; -1 stays out.
+            part = np.where(entity < 0, -1, entity * count // max(entities, 1))
+            self._parts.put({**some, "entity": entity.astype(kind)}, part)
+
+    def sorted(self, number: int) -> Sorted:
+        """Give a part's rows; its entities are numbered from its first."""
+        first, last = self.cuts[number : number + 2].tolist()
+        words = self._parts.take(number)
+        words["entity"] -= first
+        return sort(words, self._reading, last - first)
+
+    def rows(self, number: int) -> SortedRows:
+        """Give a part's rows."""
+        return self.sorted(number).rows
+
+
+def _counted(words: Iterable[Words], rows: int) -> tuple[Iterable[Words], int]:
+    """Give the words and about how many rows there are; exactly, when they are few."""
+    coming, seen, size = iter(words), list[Words](), 0
+    for some in coming:
+        seen.append(some)
+        size += some["entity"].shape[0]
+        if size > 4 * ROWS_A_PART:
+            return itertools.chain(seen, coming), rows or 16 * size
+    return seen, size
+
+
+def _lives(
+    words: Iterable[Words], reading: Reading, rows: int, run: Threads, scratch: Scratch
+) -> Iterator[Words]:
+    """Give the rows of `words` as `lived` gives them: batch by batch, or all versions of some facts together."""
+    coming = iter(words)
+    first = next(coming)
+    if "fact_low" not in first:
+        yield lived(first, reading)
+        for some in coming:
+            yield lived(some, reading)
+        return
+    count = parts_for(rows, rows)
+    parts = Parts(count, scratch)
+    for some in itertools.chain([first], coming):
+        part = (_mixed(some) * np.uint64(count) >> np.uint64(32)).astype(np.int64)
+        parts.put(some, part)
+    yield from run.each(lambda number: lived(parts.take(number), reading), range(count))
+
+
+def _mixed(columns: Words) -> NDArray[np.uint64]:
+    """Give 32 bits that are the same for rows of one fact; those of no fact are spread."""
+    low = np.where(columns["no_fact"], np.arange(columns["fact_low"].shape[0]), columns["fact_low"])
+    return (low.view(np.uint64) * _MIX) >> np.uint64(32)
 
 
 def _words(reading: Reading, batches: Iterable[pa.RecordBatch]) -> Iterator[Words]:
@@ -210,13 +299,12 @@ def lifetimes(columns: Words, reading: Reading, run: Threads) -> Lifetimes:
     low, high = columns["fact_low"], columns.get("fact_high", NO_KEY)
     rows = low.shape[0]
     buckets = max(rows // _ROWS_A_BUCKET, 1)
-    mixed = (low.view(np.uint64) * _MIX) >> np.uint64(32)
-    bucket = (mixed % np.uint64(buckets)).astype(np.int64)
+    bucket = (_mixed(columns) % np.uint64(buckets)).astype(np.int64)
     bucket[columns["no_fact"]] = -1
     # A fact is in one bucket only, so rows of one fact lie together.
     keys = (low, high, columns["version"], available, columns["tie"])
     order, _ = sorted_order(bucket, buckets, keys, run)
-    del bucket, mixed
+    del bucket
     same = np.zeros(order.shape[0], np.bool_)
     same[1:] = low[order[1:]] == low[order[:-1]]
     if high.shape[0]:

@@ -28,7 +28,7 @@ from sameworld.asof.columns import NO_WORDS, InputColumn
 from sameworld.asof.exact_variance import INTEGER_SQUARE_LIMBS, INTEGER_SUM_LIMBS, square_limbs_for
 from sameworld.asof.plan import Read
 from sameworld.asof.schedule import Schedule, schedule_entities
-from sameworld.asof.threads import Threads
+from sameworld.asof.threads import SERIAL, Threads
 from sameworld.asof.values import Got, as_float
 
 _NO_OUT = np.zeros((0, 0), np.int64)
@@ -108,9 +108,7 @@ def read_windows(
     moment_starts: NDArray[np.int64],
     as_of: NDArray[np.int64],
     at: NDArray[np.int64],
-    *,
-    places: NDArray[np.int64] | None = None,
-    run: Threads,
+    run: Threads = SERIAL,
 ) -> dict[str, pa.Array]:
     """Give every window of every read at every moment.
 
@@ -119,11 +117,10 @@ def read_windows(
         rows: its rows.
         moment_starts: shape (entities + 1,), where each entity's moments begin.
         as_of, at: shape (moments,), sorted by (entity, as_of, at).
-        places: which of these moments each value of the result is of; by default each once, in their order.
         run: threads.
 
     Returns:
-        Column name -> array of shape (moments,), or as long as `places`.
+        Column name -> array of shape (moments,).
 
     Raises:
         AsOfError: an integer sum does not fit int64.
@@ -132,7 +129,7 @@ def read_windows(
     ever = [read for read in reads if int(read.edges[0].min()) == BEGINNING]
     result: dict[str, pa.Array] = {}
     for some in (ever, [read for read in reads if read not in ever]):
-        result |= _read_together(some, rows, moment_starts, as_of, at, places, run) if some else {}
+        result |= _read_together(some, rows, moment_starts, as_of, at, run) if some else {}
     return result
 
 
@@ -142,13 +139,11 @@ def _read_together(
     moment_starts: NDArray[np.int64],
     as_of: NDArray[np.int64],
     at: NDArray[np.int64],
-    places: NDArray[np.int64] | None,
     run: Threads,
 ) -> dict[str, pa.Array]:
     result: dict[str, pa.Array] = {}
     offsets = np.unique(np.concatenate([edge for read in reads for edge in read.edges]))
     schedule = _schedule(rows, moment_starts, as_of, at, offsets, run)
-    asked_at = at if places is None else run.take(at, places)
     for partial, sharing in _shared(reads).items():
         spans = sorted({span for read in sharing for span in zip(*read.edges, strict=True)})
         kept = [
@@ -158,8 +153,8 @@ def _read_together(
         for read in sharing:
             for name, span in zip(read.names, zip(*read.edges, strict=True), strict=True):
                 window = spans.index(span)
-                taken = [_window(one, window, partial, places, run) for one in kept]
-                result[name] = got_of(read, rows.inputs, taken, rows.event, asked_at)
+                taken = [_window(one, window, partial) for one in kept]
+                result[name] = got_of(read, rows.inputs, taken, rows.event, at)
     return result
 
 
@@ -173,22 +168,14 @@ def _shared(reads: Iterable[Read]) -> dict[tuple[int, tuple[int, ...], int], lis
 
 
 def _window(
-    kept: _Kept,
-    window: int,
-    partial: tuple[int, tuple[int, ...], int],
-    places: NDArray[np.int64] | None,
-    run: Threads,
+    kept: _Kept, window: int, partial: tuple[int, tuple[int, ...], int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Give one window of what was kept, at some places of the moments."""
+    """Give one window of what was kept."""
     wanted = partial[2]
     if partial[0] == LATEST:
-        rows = kept.out[:, window * wanted : (window + 1) * wanted]
-        return (rows if places is None else rows[places]), NO_WORDS
+        return kept.out[:, window * wanted : (window + 1) * wanted], NO_WORDS
     out = np.ascontiguousarray(kept.out[:, window])
-    words = np.ascontiguousarray(kept.words[:, window]) if kept.words.shape[0] else NO_WORDS
-    if places is None:
-        return out, words
-    return run.take(out, places), run.take(words, places) if words.shape[0] else words
+    return out, np.ascontiguousarray(kept.words[:, window]) if kept.words.shape[0] else NO_WORDS
 
 
 def _schedule(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 _RANGES_A_THREAD = 8
 _FEW = 100_000
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Threads:
@@ -46,6 +50,23 @@ class Threads:
         cuts = np.unique(np.concatenate([[0], inner, [entities]])).tolist()
         list(self._pool.map(call, cuts[:-1], cuts[1:]))
 
+    def each(self, call: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Give call(item) of every item, in their order; few are begun before those ahead of them are taken."""
+        if self._pool is None:
+            yield from map(call, items)
+            return
+        begun: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                begun.append(self._pool.submit(call, item))
+                if len(begun) > 2 * self._threads:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
+        finally:
+            for future in begun:
+                future.cancel()
+
     def take(self, source: NDArray[Any], places: NDArray[np.int64]) -> NDArray[Any]:
         """Give source[places]; all places are within it."""
         result = np.empty(places.shape[0], source.dtype)
@@ -62,3 +83,7 @@ class Threads:
         else:
             list(self._pool.map(part, cuts[:-1], cuts[1:]))
         return result
+
+
+SERIAL = Threads(1)
+"""One after the other, in the caller's thread."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +17,10 @@ from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import AGGREGATIONS, NEVER
 from sameworld.asof.columns import InputColumn, input_column
+from sameworld.asof.moments import values_at
+from sameworld.asof.parts import Scratch
 from sameworld.asof.plan import Grouping, Input
-from sameworld.asof.prepared import Reading, World, gathered, lifetimes, sorted_rows, with_empty
+from sameworld.asof.prepared import EntityParts, Reading, World, gathered, lifetimes, sorted_rows, with_empty
 from sameworld.asof.rows import (
     available_sql,
     fact_words_sql,
@@ -35,8 +36,7 @@ from sameworld.asof.versions import SORTED_BY, superseded_at
 from sameworld.definitions.source import Source
 from sameworld.engines.cache import Cache
 from sameworld.engines.interface import Asked, Change, Rows
-from sameworld.engines.kept import Kept, read_at
-from sameworld.engines.kept_rows import MOST_ROWS
+from sameworld.engines.kept import Kept
 from sameworld.errors import DataError
 
 _BATCH_ROWS = 1_000_000
@@ -77,14 +77,11 @@ class DuckDBEngine:
         self._con.execute("SET enable_progress_bar = false")
         self._tables = 0
         self._say = say
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._kept = None if cache is None else Kept(Cache(cache), self, self._threads, say)
 
     def close(self) -> None:
-        """Give back memory and temporary files."""
+        """Give back memory."""
         self._con.close()
-        if self._scratch is not None:
-            self._scratch.cleanup()
 
     def describe(self, data: Any, what: str) -> dict[str, str]:
         with self._readable(data, what) as relation:
@@ -188,24 +185,15 @@ class DuckDBEngine:
             schema = schemas[grouping.source.content]
             where = rows.get(grouping.source.content, Rows(grouping.source.data))
             files = self.files(where.data) if where.log is None else None
-            kept = self._kept_for(files)
-            if kept is not None and files:
+            if self._kept is not None and files:
                 try:
-                    result.update(kept.aggregates(grouping, schema, asked, where, world, files))
+                    result.update(self._kept.aggregates(grouping, schema, asked, where, world, files))
                     continue
                 except OSError as error:
-                    kept.forget()
+                    self._kept.forget()
                     self._say(f"going on without the cache: {error}")
             result.update(self._aggregate(grouping, schema, asked, where, world))
         return result
-
-    def _kept_for(self, files: Sequence[Path] | None) -> Kept | None:
-        """Give the cache; without one, a temporary one for rows that are too many for memory."""
-        if self._kept is None and files and self._most_rows(tuple(files)) > MOST_ROWS:
-            self._scratch = tempfile.TemporaryDirectory(prefix="sameworld-", ignore_cleanup_errors=True)
-            cache = Cache(Path(self._scratch.name), durable=False)
-            self._kept = Kept(cache, self, self._threads, self._say, lasting=False)
-        return self._kept
 
     @property
     def changes(self) -> list[Change]:
@@ -218,25 +206,21 @@ class DuckDBEngine:
         """Sort only the rows of the entities asked about, and keep nothing."""
         present = " AND ".join(f"{key} IS NOT NULL" for key in _key_names(grouping))
         names = ", ".join(_key_names(grouping))
-        with Threads(self._threads) as run, self._asked(grouping, schema, asked):
+        with Threads(self._threads) as run, Scratch() as scratch, self._asked(grouping, schema, asked):
             entities = self._number(f"SELECT DISTINCT {names} FROM asked WHERE {present}", names)
             codes = self._codes(grouping, "entities", asked)
+            reading = Reading(
+                [item.family(schema) for item in grouping.inputs],
+                world,
+                grouping.source.corrections_within_microseconds,
+            )
+            ordered = any(AGGREGATIONS[read.operation].ordered for read in grouping.reads)
             with self._prepared(grouping, schema, rows, fact_words=True) as prepared:
-                families = [item.family(schema) for item in grouping.inputs]
-                ordered = any(AGGREGATIONS[read.operation].ordered for read in grouping.reads)
                 batches = self._batches(grouping, schema, prepared, ordered=ordered)
-                # One more entity, without rows, for moments whose keys no row has or one of whose keys is null.
-                made = sorted_rows(
-                    batches,
-                    families,
-                    entities + 1,
-                    world=world,
-                    within=grouping.source.corrections_within_microseconds,
-                    run=run,
-                    rows=self._most_rows(rows.data),
-                )
+                words, count = map(reading.words, batches), self._most_rows(rows.data)
+                parts = EntityParts(words, reading, entities, rows=count, run=run, scratch=scratch)
             self._con.execute("DROP TABLE IF EXISTS entities")
-            return read_at(made.rows, codes, asked, grouping.reads, run)
+            return values_at(parts, codes, asked.as_of, asked.at, grouping.reads, run)
 
     @contextmanager
     def _asked(self, grouping: Grouping, schema: Schema, asked: Asked) -> Generator[None]:
@@ -278,14 +262,14 @@ class DuckDBEngine:
         if known is not None:
             self._con.register("known_entities", pq.read_table(known))
         with self._prepared(grouping, schema, rows) as prepared:
-            counted = f"SELECT {names}, count(*) AS rows FROM ({prepared}) WHERE {present} GROUP BY ALL"
+            different = f"SELECT DISTINCT {names} FROM ({prepared}) WHERE {present}"
             if known is None:
-                self._number(counted, f"{names}, rows")
+                self._number(different, names)
             else:
                 before = "known_entities"
                 self._con.execute(
-                    f"CREATE OR REPLACE TEMP TABLE entities AS SELECT {names}, 0 AS rows, entity FROM {before} UNION ALL "
-                    f"SELECT {names}, rows, (SELECT count(*) FROM {before}) + row_number() OVER () - 1 FROM ({counted}) ANTI JOIN {before} USING ({names})"
+                    f"CREATE OR REPLACE TEMP TABLE entities AS SELECT {names}, entity FROM {before} UNION ALL "
+                    f"SELECT {names}, (SELECT count(*) FROM {before}) + row_number() OVER () - 1 FROM ({different}) ANTI JOIN {before} USING ({names})"
                 )
             if known is not None:
                 self._con.unregister("known_entities")

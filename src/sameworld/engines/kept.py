@@ -9,6 +9,7 @@ A value read from here is the value that would be computed: the hash covers the 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +23,9 @@ from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import NEVER
 from sameworld.asof.columns import NO_WORDS, InputColumn
-from sameworld.asof.order import sorted_order
+from sameworld.asof.moments import Slices, values_at
 from sameworld.asof.plan import Grouping, Read, only
 from sameworld.asof.prepared import World
-from sameworld.asof.read import SortedRows, read_windows
 from sameworld.asof.schema import Schema
 from sameworld.asof.threads import Threads
 from sameworld.definitions.hashing import content_hash
@@ -36,9 +36,6 @@ from sameworld.engines.kept_rows import Base, KeptRows, Opened, Scans
 
 BLOCK = 1_000_000
 """Moments are kept in blocks of this many, so that more of them at the end cost only themselves."""
-
-_MOST_BLOCKS = 8
-"""More blocks than this are not read together, so that memory is bounded."""
 
 
 @dataclass
@@ -61,7 +58,7 @@ def _runs(blocks: Sequence[_Block]) -> list[list[_Block]]:
     for block in blocks:
         if not block.missing:
             continue
-        near = runs and runs[-1][-1].first + BLOCK == block.first and len(runs[-1]) < _MOST_BLOCKS
+        near = runs and runs[-1][-1].first + BLOCK == block.first
         if near and runs[-1][0].missing == block.missing:
             runs[-1].append(block)
         else:
@@ -77,21 +74,11 @@ class Kept:
         scans: reads the files.
         threads: how many.
         say: told what is being done.
-        lasting: whether the cache outlives this process; if not, finished columns are not kept.
     """
 
-    def __init__(
-        self,
-        cache: Cache,
-        scans: Scans,
-        threads: int,
-        say: Callable[[str], None],
-        *,
-        lasting: bool = True,
-    ) -> None:
+    def __init__(self, cache: Cache, scans: Scans, threads: int, say: Callable[[str], None]) -> None:
         self._cache, self._scans, self._threads, self._say = cache, scans, threads, say
-        self._lasting = lasting
-        self._rows = KeptRows(cache, scans, threads, say, lasting=lasting)
+        self._rows = KeptRows(cache, scans, threads, say)
         self.changes: list[Change] = []
 
     def forget(self) -> None:
@@ -122,9 +109,6 @@ class Kept:
             for first in range(0, max(asked.at.shape[0], 1), BLOCK)
         ]
         for block in blocks:
-            if not self._lasting:
-                block.keys = {name: ("", {}) for read in grouping.reads for name in read.names}
-                continue
             self._find(block, opened, grouping)
             if opened.base is not None and block.missing:
                 self._renew(block, opened, opened.base, grouping, schema, asked)
@@ -135,8 +119,7 @@ class Kept:
             for name, values in self._compute(opened, grouping, schema, some, reads).items():
                 for block in run:
                     block.found[name] = values[block.first - run[0].first :][:BLOCK]
-                    if self._lasting:
-                        self._keep_column(*block.keys[name], name, block.found[name])
+                    self._keep_column(*block.keys[name], name, block.found[name])
         return {
             name: blocks[0].found[name]
             if len(blocks) == 1
@@ -198,12 +181,10 @@ class Kept:
         used = sorted({number for read in reads for number in read.inputs})
         inputs = dict(zip(used, self._rows.inputs(opened, grouping, schema, used), strict=True))
         placed = [inputs.get(number, _NO_INPUT) for number in range(len(grouping.inputs))]
-        kept = opened.rows.rows
-        starts = np.append(kept.starts, kept.starts[-1])
         codes = self._scans.codes(opened.folder / "entities.parquet", grouping, schema, asked)
-        whole = SortedRows(starts, kept.event, kept.available, kept.superseded, placed)
+        parts = Slices(dataclasses.replace(opened.rows.rows, inputs=placed))
         with Threads(self._threads) as run:
-            return read_at(whole, codes, asked, reads, run)
+            return values_at(parts, codes, asked.as_of, asked.at, reads, run)
 
     def _keep_column(self, key: str, parts: Mapping[str, Any], name: str, values: pa.Array) -> None:
         with self._cache.build("column", key, name, parts) as building:
@@ -216,25 +197,6 @@ class Kept:
 
 
 _NO_INPUT = InputColumn(None, NO_WORDS, np.zeros(0, np.uint8))
-
-
-def read_at(
-    rows: SortedRows, codes: NDArray[np.int64], asked: Asked, reads: Sequence[Read], run: Threads
-) -> dict[str, pa.Array]:
-    """Give every window of every read at every moment, in the moments' order.
-
-    Args:
-        rows: its last entity has no rows: it is that of moments whose keys no row has.
-        codes: shape (moments,), each one's entity; -1 for none.
-    """
-    entities = rows.starts.shape[0] - 1
-    order, moment_starts = sorted_order(
-        np.where(codes < 0, entities - 1, codes), entities, (asked.as_of, asked.at), run
-    )
-    back = np.empty_like(order)
-    back[order] = np.arange(order.shape[0])
-    as_of, at = run.take(asked.as_of, order), run.take(asked.at, order)
-    return read_windows(reads, rows, moment_starts, as_of, at, places=back, run=run)
 
 
 def _alike(old: pa.Array, new: pa.Array) -> NDArray[np.bool_]:

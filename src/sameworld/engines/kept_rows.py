@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sameworld.asof import spill
+from sameworld.asof import row_files
 from sameworld.asof.aggregations import NEVER
 from sameworld.asof.columns import NO_WORDS, InputColumn, Texts, input_words
+from sameworld.asof.parts import Scratch, Words
 from sameworld.asof.plan import Grouping, Input
-from sameworld.asof.prepared import Reading, Sorted, Words, World, gathered, sort
+from sameworld.asof.prepared import EntityParts, Reading, Sorted, World, gathered
 from sameworld.asof.schema import Schema, supported
 from sameworld.asof.threads import Threads
 from sameworld.definitions.hashing import content_hash
@@ -30,8 +31,7 @@ from sameworld.engines.cache import Cache, Entry, fingerprint_of_files
 from sameworld.engines.interface import Asked, Rows
 from sameworld.errors import DataError
 
-MOST_ROWS = 30_000_000
-"""More rows than this are sorted in parts, on disk."""
+_ROWS_AT_A_TIME = 1_000_000
 
 
 class Scans(Protocol):
@@ -41,8 +41,16 @@ class Scans(Protocol):
         """Give how many rows there are at most, where that costs nothing to know; else 0."""
         ...
 
+    def total(self, files: Sequence[Path]) -> int:
+        """Give how many rows there are."""
+        ...
+
+    def describe(self, data: Any, what: str) -> dict[str, str]:
+        """Give the columns and their DuckDB types."""
+        ...
+
     def number_entities(self, grouping: Grouping, schema: Schema, rows: Rows, known: Path | None) -> pa.Table:
-        """Number all entities of a source, those of the file `known` as they are there; give their keys and how many rows each has, by number."""
+        """Number all entities of a source, those of the file `known` as they are there; give their keys, by number."""
         ...
 
     def prepared_batches(self, grouping: Grouping, schema: Schema, rows: Rows) -> Iterator[pa.RecordBatch]:
@@ -108,20 +116,10 @@ class KeptRows:
         scans: reads the files.
         threads: how many.
         say: told what is being done.
-        lasting: whether the cache outlives this process: then files are known by their contents, else by their size and time, which costs no reading.
     """
 
-    def __init__(
-        self,
-        cache: Cache,
-        scans: Scans,
-        threads: int,
-        say: Callable[[str], None],
-        *,
-        lasting: bool = True,
-    ) -> None:
+    def __init__(self, cache: Cache, scans: Scans, threads: int, say: Callable[[str], None]) -> None:
         self._cache, self._scans, self._threads, self._say = cache, scans, threads, say
-        self._lasting = lasting
         self._open: dict[str, Opened] = {}
 
     def forget(self) -> None:
@@ -156,13 +154,9 @@ class KeptRows:
 
     def _contents(self, files: Sequence[Path]) -> dict[str, str]:
         """Give path -> digest of the file's contents, with the columns that its folders name (`day=2026-01-31`)."""
-        if self._lasting:
-            digests = [digest for _, _, digest in fingerprint_of_files(files, self._cache)]
-        else:
-            digests = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
         return {
             str(path): " ".join([digest, *(part for part in path.parts[:-1] if "=" in part)])
-            for path, digest in zip(files, digests, strict=True)
+            for path, (_, _, digest) in zip(files, fingerprint_of_files(files, self._cache), strict=True)
         }
 
     def _opened(self, key: str, folder: Path, contents: Mapping[str, str]) -> Opened:
@@ -175,7 +169,7 @@ class KeptRows:
         for path, digest in contents.items():
             paths.setdefault(digest, []).append(Path(path))
         files = [paths[digest].pop(0) for digest in about["files"]]
-        return Opened(key, folder, spill.read(folder), files, about["latest"], base)
+        return Opened(key, folder, row_files.read(folder), files, about["latest"], base)
 
     def _make(
         self,
@@ -187,9 +181,7 @@ class KeptRows:
         world: World,
         contents: Mapping[str, str],
     ) -> Path:
-        # What is sorted on disk is sorted there again: merging would bring all of it into memory.
-        many = self._scans.count([Path(path) for path in contents]) > MOST_ROWS
-        base = self._base(parts) if grouping.source.id is not None or not many else None
+        base = self._base(parts)
         known = [] if base is None else _files_of(base)
         if base is not None and not self._alike(_without(contents, known), schema):
             base, known = None, []
@@ -219,14 +211,17 @@ class KeptRows:
             words = (reading.words(batch) for batch in self._scans.prepared_batches(wanted, schema, where))
             if base is not None:
                 about["base"] = _about(base)
-                made = self._merged(base, building.folder, words, reading, entities.num_rows, run)
-            else:
-                made = self._sorted(
-                    words, reading, grouping, entities, self._scans.count(more), building.folder, run
-                )
-            about["latest"] = spill.write(building.folder, made, folders)
+                words = _merged(base, building.folder, words, reading, entities.num_rows)
+            if grouping.source.id is not None:
+                # Whatever comes later may supersede any version, and be superseded by it.
+                words = row_files.writing_words(_made(building.folder / "versions"), words)
+            scratch = stack.enter_context(Scratch())
+            count = self._scans.count([Path(path) for path in contents])
+            made = EntityParts(words, reading, entities.num_rows, rows=count, run=run, scratch=scratch)
+            written = run.each(made.sorted, range(made.cuts.shape[0] - 1))
+            about["latest"] = row_files.write(building.folder, written, folders)
             about["total"] = self._scans.total([Path(path) for path in contents])
-            pq.write_table(entities.drop_columns(["rows"]), building.folder / "entities.parquet")
+            pq.write_table(entities, building.folder / "entities.parquet")
             (building.folder / "about.json").write_text(json.dumps(about))
             again = self._contents([Path(path) for path in contents])
             if again != contents:
@@ -236,34 +231,6 @@ class KeptRows:
                     do="run it again when they are complete.",
                 )
         return building.path
-
-    def _sorted(
-        self,
-        words: Iterator[Words],
-        reading: Reading,
-        grouping: Grouping,
-        entities: pa.Table,
-        count: int,
-        folder: Path,
-        run: Threads,
-    ) -> Iterator[Sorted]:
-        if count <= MOST_ROWS or grouping.source.id is not None:
-            together = gathered(words, count)
-            if grouping.source.id is not None:
-                inputs = tuple(
-                    f"{kind}_{n}" for kind in ("words", "valid") for n in range(len(reading.families))
-                )
-                kept = {name: column for name, column in together.items() if name not in inputs}
-                spill.write_words(_made(folder / "versions"), kept)
-            yield sort(together, reading, entities.num_rows, run)
-            return
-        ranges = folder / "ranges"
-        ranges.mkdir()
-        split = spill.Ranges(ranges, spill.cuts_of(entities["rows"].to_numpy(), MOST_ROWS))
-        for part in words:
-            split.put(part)
-        yield from split.sorted(reading, run)
-        ranges.rmdir()
 
     def _alike(self, files: Sequence[Path], schema: Schema) -> bool:
         """Whether files read by themselves have the types that they have among the others: of CSV files, say, the first ones decide for all."""
@@ -281,26 +248,6 @@ class KeptRows:
         ]
         return max(found, key=lambda entry: len(entry.parts["files"]), default=None)
 
-    def _merged(
-        self,
-        base: Entry,
-        folder: Path,
-        words: Iterator[Words],
-        reading: Reading,
-        entities: int,
-        run: Threads,
-    ) -> Iterator[Sorted]:
-        """Sort further rows in among those of a base, as if all had come together."""
-        added = gathered(words)
-        added["row"] = added["row"] + _about(base)["total"]
-        before = _words_of(base.folder)
-        readable = "event" if reading.world == "event_time" else "available"
-        _first_news(before, added, readable, entities).tofile(folder / "fresh")
-        together = gathered([before, added])
-        if "fact_low" in together:
-            spill.write_words(_made(folder / "versions"), together)
-        yield sort(together, reading, entities, run)
-
     # inputs
 
     def inputs(
@@ -316,9 +263,9 @@ class KeptRows:
             wanted = [items[place] for place in missing]
             for place, column in zip(missing, self._read(opened, grouping, schema, wanted), strict=True):
                 with self._cache.build("input", *keys[place]) as building:
-                    spill.write_input(building.folder, column)
+                    row_files.write_input(building.folder, column)
                 folders[place] = building.path
-        return [spill.read_input(folder) for folder in folders if folder is not None]
+        return [row_files.read_input(folder) for folder in folders if folder is not None]
 
     def _read(
         self, opened: Opened, grouping: Grouping, schema: Schema, items: Sequence[Input]
@@ -380,8 +327,23 @@ class KeptRows:
         folders = [self._cache.get("input", _input_key(opened.base.key, item)[0]) for item in items]
         if rows is None or None in folders:
             return None
-        row = spill.read(rows).row
-        return [(row, spill.read_input(folder)) for folder in folders if folder is not None]
+        row = row_files.read(rows).row
+        return [(row, row_files.read_input(folder)) for folder in folders if folder is not None]
+
+
+def _merged(
+    base: Entry, folder: Path, words: Iterator[Words], reading: Reading, entities: int
+) -> Iterator[Words]:
+    """Give all rows of a base and the further ones, and note in a file `fresh` when the first of those became readable to each entity."""
+    added = gathered(words)
+    added["row"] = added["row"] + _about(base)["total"]
+    readable = "event" if reading.world == "event_time" else "available"
+    news = _News(added, readable, entities)
+    for part in _words_of(base.folder):
+        news.look_at(part)
+        yield part
+    news.fresh.tofile(folder / "fresh")
+    yield added
 
 
 def _made(folder: Path) -> Path:
@@ -389,41 +351,51 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _words_of(folder: Path) -> Words:
+def _words_of(folder: Path) -> Iterator[Words]:
     """Give all rows of an entry as they came: where there are ids every version, those that never live too; else those that live."""
+    kept = row_files.read(folder)
     if (folder / "versions").exists():
-        return spill.read_words(folder / "versions")
-    kept = spill.read(folder)
-    return {
-        "entity": np.repeat(np.arange(kept.rows.starts.shape[0] - 1), np.diff(kept.rows.starts)),
-        "event": kept.rows.event,
-        "available": kept.rows.available,
-        "tie": kept.tie,
-        "row": kept.row,
-        "gone": np.zeros(kept.row.shape[0], np.bool_),
-    }
+        whole = row_files.read_words(folder / "versions")
+    else:
+        rows = kept.rows
+        whole = {"event": rows.event, "available": rows.available, "tie": kept.tie, "row": kept.row}
+    for first in range(0, max(whole["row"].shape[0], 1), _ROWS_AT_A_TIME):
+        part = {name: column[first : first + _ROWS_AT_A_TIME] for name, column in whole.items()}
+        if "entity" not in part:
+            number = np.arange(first, first + part["row"].shape[0])
+            part["entity"] = np.searchsorted(kept.rows.starts, number, side="right") - 1
+            part["gone"] = np.zeros(number.shape[0], np.bool_)
+        yield part
 
 
-def _first_news(before: Words, added: Words, readable: str, entities: int) -> NDArray[np.int64]:
-    """Give when the first of some further rows became readable that can change an entity's values, shape (entities,), NEVER where none can.
+class _News:
+    """When the first of some further rows became readable that can change an entity's values.
 
     A row changes the values of its own entity, and of those that its fact belonged to before: whenever it is readable, not earlier.
+
+    Args:
+        added: the further rows.
+        readable: their column of when.
+        entities: how many there are.
     """
-    fresh = np.full(entities, NEVER, np.int64)
-    own = added["entity"] >= 0
-    np.minimum.at(fresh, added["entity"][own], added[readable][own])
-    if "fact_low" in added:
-        facts, place = np.unique(added["fact_low"], return_inverse=True)
-        first = np.full(facts.shape[0], NEVER, np.int64)
-        np.minimum.at(first, place, added[readable])
-        at = np.minimum(np.searchsorted(facts, before["fact_low"]), max(facts.shape[0] - 1, 0))
-        told = (
-            (before["entity"] >= 0) & (facts[at] == before["fact_low"])
-            if facts.shape[0]
-            else np.zeros(0, np.int64)
-        )
-        np.minimum.at(fresh, before["entity"][told], first[at[told]])
-    return fresh
+
+    def __init__(self, added: Words, readable: str, entities: int) -> None:
+        self.fresh = np.full(entities, NEVER, np.int64)
+        """Shape (entities,), NEVER where none can."""
+        own = added["entity"] >= 0
+        np.minimum.at(self.fresh, added["entity"][own], added[readable][own])
+        self._facts, place = np.unique(added.get("fact_low", NO_WORDS), return_inverse=True)
+        self._first = np.full(self._facts.shape[0], NEVER, np.int64)
+        if self._facts.shape[0]:
+            np.minimum.at(self._first, place, added[readable])
+
+    def look_at(self, before: Words) -> None:
+        """Take note of which entities the facts belonged to."""
+        if not self._facts.shape[0]:
+            return
+        at = np.minimum(np.searchsorted(self._facts, before["fact_low"]), self._facts.shape[0] - 1)
+        told = (before["entity"] >= 0) & (self._facts[at] == before["fact_low"])
+        np.minimum.at(self.fresh, before["entity"][told], self._first[at[told]])
 
 
 def _input_key(rows: str, item: Input) -> tuple[str, str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Sorted rows as files, and rows that are too many for memory: split into ranges of entities on disk, sorted one range at a time."""
+"""Sorted rows and their inputs as files of words, mapped into memory when they are read."""
 
 from __future__ import annotations
 
@@ -14,61 +14,9 @@ from numpy.typing import NDArray
 from sameworld.asof.aggregations import BEGINNING, NEVER
 from sameworld.asof.columns import NO_WORDS, InputColumn
 from sameworld.asof.order import NO_KEY
-from sameworld.asof.prepared import Reading, Sorted, Words, sort
+from sameworld.asof.parts import Words
+from sameworld.asof.prepared import Sorted
 from sameworld.asof.read import SortedRows
-from sameworld.asof.threads import Threads
-
-
-class Ranges:
-    """Rows split into ranges of entities, each range's columns in files of their own.
-
-    Args:
-        folder: for the files; exists.
-        cuts: shape (ranges + 1,), rising from 0: entities cuts[i] to cuts[i + 1] - 1 are range i.
-    """
-
-    def __init__(self, folder: Path, cuts: NDArray[np.int64]) -> None:
-        self._folder, self._cuts = folder, cuts
-        self._files: dict[tuple[int, str], BinaryIO] = {}
-        self._kinds: dict[str, np.dtype[Any]] = {}
-
-    def put(self, words: Words) -> None:
-        """Add rows; those of no entity are left out."""
-        part = np.searchsorted(self._cuts, words["entity"], side="right") - 1
-        order = np.argsort(part, kind="stable")
-        bounds = np.searchsorted(part[order], np.arange(self._cuts.shape[0]))
-        for name, column in words.items():
-            self._kinds[name] = column.dtype
-            moved = column[order]
-            for number in range(self._cuts.shape[0] - 1):
-                self._file(number, name).write(moved[bounds[number] : bounds[number + 1]].data)
-
-    def _file(self, number: int, name: str) -> BinaryIO:
-        if (number, name) not in self._files:
-            self._files[number, name] = (self._folder / f"{name}.{number}").open("wb", buffering=1 << 20)
-        return self._files[number, name]
-
-    def sorted(self, reading: Reading, run: Threads) -> Iterator[Sorted]:
-        """Give each range's rows, sorted; its files go on the way. Entities are numbered from the range's first."""
-        for file in self._files.values():
-            file.close()
-        for number in range(self._cuts.shape[0] - 1):
-            words: Words = {}
-            for name, kind in self._kinds.items():
-                path = self._folder / f"{name}.{number}"
-                words[name] = np.fromfile(path, kind)
-                path.unlink()
-            first, last = int(self._cuts[number]), int(self._cuts[number + 1])
-            words["entity"] -= first
-            yield sort(words, reading, last - first, run)
-
-
-def cuts_of(counts: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Give ranges of entities with about `most` rows each; an entity is never cut."""
-    total = np.cumsum(counts)
-    whole = int(total[-1]) if total.shape[0] else 0
-    inner = np.searchsorted(total, np.arange(most, whole, most))
-    return np.unique(np.concatenate([[0], inner, [counts.shape[0]]])).astype(np.int64)
 
 
 class _Files:
@@ -104,22 +52,24 @@ def write(folder: Path, parts: Iterable[Sorted], inputs: Sequence[Path]) -> int:
     """
     files, of_inputs = _Files(folder), [_Files(path) for path in inputs]
     starts: list[NDArray[np.int64]] = []
-    rows, latest = 0, BEGINNING
+    rows, latest, corrected = 0, BEGINNING, False
     last: Sequence[InputColumn] = []
     for part in parts:
         kept, last = part.rows, part.rows.inputs
         starts.append(kept.starts[:-1] + rows)
-        rows += int(kept.starts[-1])
+        before, rows = rows, rows + int(kept.starts[-1])
         latest = max(latest, int(kept.available.max(initial=BEGINNING)))
         files.add("event", kept.event)
         files.add("available", kept.available)
         files.add("row", part.row)
         files.add("tie", part.tie)
-        if kept.superseded.shape[0]:
-            # Only rows that are sorted in one part have versions.
-            files.add("superseded", kept.superseded)
-            ends = kept.superseded[kept.superseded != NEVER]
-            latest = max(latest, int(ends.max(initial=BEGINNING)))
+        ends = kept.superseded
+        if ends.shape[0] and not corrected:
+            files.add("superseded", np.full(before, NEVER))
+            corrected = True
+        if corrected:
+            files.add("superseded", ends if ends.shape[0] else np.full(rows - before, NEVER))
+        latest = max(latest, int(ends[ends != NEVER].max(initial=BEGINNING)))
         for column, its in zip(kept.inputs, of_inputs, strict=True):
             _add_input(its, column)
     files.add("starts", np.concatenate([*starts, [rows]]).astype(np.int64))
@@ -150,16 +100,19 @@ def _close_input(folder: Path, files: _Files, column: InputColumn) -> None:
             writer.write_table(table)
 
 
-def write_words(folder: Path, words: Words) -> None:
-    """Write columns as they are."""
+def writing_words(folder: Path, parts: Iterable[Words]) -> Iterator[Words]:
+    """Give rows on, and write them as they are, without inputs."""
     files = _Files(folder)
-    for name, column in words.items():
-        files.add(name, column)
+    for part in parts:
+        for name, column in part.items():
+            if not name.startswith(("words_", "valid_")):
+                files.add(name, column)
+        yield part
     files.close()
 
 
 def read_words(folder: Path) -> Words:
-    """Give columns as `write_words` wrote them, mapped into memory."""
+    """Give columns as `writing_words` wrote them, mapped into memory."""
     return _mapped_columns(folder)[0]
 
 
