@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import mmap
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from sameworld.errors import DataError
 ROWS_A_PART = 1 << 17
 MOST_PARTS = 1024
 MOST_BYTES = 2 << 30
+_PARTS_KEPT = 64
 
 Words = dict[str, NDArray[Any]]
 """Columns of rows, all of one length."""
@@ -35,8 +38,8 @@ class Scratch:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def write(self, columns: Words) -> Words:
-        """Give columns as they lie in a file, mapped into memory."""
+    def write(self, columns: Words) -> tuple[Words, mmap.mmap]:
+        """Give columns as they lie in a file, and the file, mapped into memory."""
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="sameworld-", ignore_cleanup_errors=True)
         self._files += 1
@@ -46,7 +49,8 @@ class Scratch:
             with path.open("wb") as file:
                 for name, column in columns.items():
                     places[name] = file.tell()
-                    file.write(np.ascontiguousarray(column).data)
+                    file.write(column.data)
+                file.write(b"\0")  # an empty file cannot be mapped
         except OSError as error:
             raise DataError(
                 "Rows that are too many for memory could not be written.",
@@ -54,10 +58,12 @@ class Scratch:
                 found=str(error),
                 do="free some space there, or let TMPDIR name a folder that has more.",
             ) from error
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return {
-            name: np.memmap(path, column.dtype, "r", places[name], column.shape) if column.size else column
+            name: np.frombuffer(mapped, column.dtype, column.shape[0], places[name])
             for name, column in columns.items()
-        }
+        }, mapped
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,8 @@ class Parts:
         self._count, self._scratch = count, scratch
         self._batches: list[_Batch] = []
         self._bytes = 0
+        self._mapped: list[mmap.mmap] = []
+        self._taken = itertools.count(1)
 
     def put(self, columns: Words, part: NDArray[np.int64]) -> None:
         """Add rows; `part` is the number of each one's part, -1 to leave it out."""
@@ -89,11 +97,16 @@ class Parts:
         moved = {name: column.take(order, mode="clip") for name, column in columns.items()}
         self._bytes += sum(column.nbytes for column in moved.values())
         if self._bytes > MOST_BYTES:
-            moved = self._scratch.write(moved)
+            moved, mapped = self._scratch.write(moved)
+            self._mapped.append(mapped)
         self._batches.append(_Batch(moved, bounds))
 
     def take(self, number: int) -> Words:
-        """Give a part's rows."""
+        """Give a part's rows; best in the parts' order."""
+        if next(self._taken) % _PARTS_KEPT == 0:
+            # What was read of the files need not stay in memory.
+            for mapped in self._mapped:
+                mapped.madvise(mmap.MADV_DONTNEED)
         first = self._batches[0].columns
         return {
             name: np.concatenate(
