@@ -17,11 +17,12 @@ CORRECTION_SECONDS = 86_400.0
 CORRECTIONS = 0.1
 MOVED = 0.1
 PART = 5_000_000
+MOST_MOMENTS = 20_000_000
 
 
 def moments_of(events: int) -> int:
-    """Give how many moments are asked about."""
-    return max(events // 10, 1)
+    """Give how many moments are asked about: a tenth, as long as their values fit into memory."""
+    return min(max(events // 10, 1), MOST_MOMENTS)
 
 
 def entities_of(events: int) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from small_world import HOUR, START, instants
 
 import sameworld as sw
+from sameworld.engines import kept
 from sameworld.errors import DefinitionError, Problems
 
 
@@ -46,6 +49,34 @@ def test_rows_keep_the_moments_order_and_repeats() -> None:
     counts = table["count"].to_pylist()
     # ann was seen at 1 h first, and bob's visits of 1, 3, 5 and 7 h an hour after each.
     assert counts[:4] == [4, 0, 0, 4]
+
+
+def doubled(pages: Any) -> Any:
+    return pages * 2
+
+
+def test_kept_columns_in_many_blocks_give_the_same_training_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(visits().data, tmp_path / "visits.parquet")
+    source = sw.Source("visits", "visits.parquet", event_time="at", available_at="seen")
+    by = source.by("user")
+    moments = asked(*[(user, hour * HOUR) for hour in range(12) for user in ("ann", "bob", None)])
+    label = sw.Label(by.last("pages") > 5, within="2h", otherwise=False)
+    features = {
+        "pages": by.sum("pages", over=["5h", "1h"]),
+        "last": by.last("pages").category(),
+        "pages_ever": by.sum("pages"),
+        "twice": sw.derive(doubled, "pages_ever"),
+        "three": sw.derive(doubled, "pages_5h"),
+    }
+    asking: dict[str, Any] = {"moments": moments, "label": label, "folder": tmp_path}
+    wanted = sw.training_set(features, **asking, cache=False)
+    monkeypatch.setattr(kept, "BLOCK", 5)
+    for _ in range(2):
+        got = sw.training_set(features, **asking, cache=tmp_path / "cache")
+        assert got.to_pylist() == wanted.to_pylist()
+        assert got.schema == wanted.schema
 
 
 def test_one_column_a_window_in_the_order_declared() -> None:

@@ -33,6 +33,10 @@ class RowParts(Protocol):
         """Give a part's rows; its entities are numbered from its first. Called in several threads."""
         ...
 
+    def close(self) -> None:
+        """Let go of the rows."""
+        ...
+
 
 class Slices:
     """Sorted rows that lie together already."""
@@ -46,6 +50,9 @@ class Slices:
 
     def rows(self, number: int) -> SortedRows:
         return entities_of(self._rows, *self.cuts[number : number + 2].tolist())
+
+    def close(self) -> None:
+        """Others may hold them too."""
 
 
 def entities_of(rows: SortedRows, first: int, last: int) -> SortedRows:
@@ -75,7 +82,7 @@ def values_at(
     """Give every window of every read at every moment, in the moments' order.
 
     Args:
-        parts: the rows.
+        parts: the rows; let go of in the end.
         codes: shape (moments,), each one's entity; -1 for one without rows.
         as_of, at: shape (moments,), microseconds; rows readable before the one count, windows refer to the other.
         reads: the grouping's.
@@ -108,6 +115,7 @@ def values_at(
     # Rows that nobody asks about are not sorted.
     asked = np.flatnonzero(np.diff(starts[np.concatenate([[0], cuts[1:] + 1])])).tolist()
     found = [some for made in run.each(part, asked or [0]) for some in made]
+    parts.close()
     back = np.empty_like(order)
     back[order] = np.arange(order.shape[0])
     places = pa.array(back)

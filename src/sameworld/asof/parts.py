@@ -17,7 +17,7 @@ from sameworld.errors import DataError
 
 ROWS_A_PART = 1 << 17
 MOST_PARTS = 1024
-MOST_BYTES = 2 << 30
+MOST_BYTES = 3 << 30
 _PARTS_KEPT = 64
 
 Words = dict[str, NDArray[Any]]
@@ -117,6 +117,10 @@ class Parts:
             )
             for name in first
         }
+
+    def close(self) -> None:
+        """Let go of all rows."""
+        self._batches.clear()
 
 
 def parts_for(rows: int, groups: int) -> int:

@@ -5,7 +5,6 @@ Engines and workers give batches of the columns of `rows.prepared_sql` with the 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from sameworld.asof.aggregations import NEVER
 from sameworld.asof.columns import NO_WORDS, InputColumn, Texts, input_words
 from sameworld.asof.order import NO_KEY, sorted_order
-from sameworld.asof.parts import ROWS_A_PART, Parts, Scratch, Words, parts_for
+from sameworld.asof.parts import Words
 from sameworld.asof.read import SortedRows
 from sameworld.asof.threads import SERIAL, Threads
 from sameworld.asof.versions import superseded_at
@@ -182,83 +181,7 @@ def sorted_rows(
     return sort(lived(gathered(_words(reading, batches), rows), reading, run), reading, entities, run)
 
 
-class EntityParts:
-    """Rows that live at some time, in parts of their entities that are sorted one by one.
-
-    Args:
-        words: all rows, from `Reading.words`; read at once.
-        reading: what makes them.
-        entities: how many there are.
-        rows: how many rows there are at most, if that is known.
-        run: threads.
-        scratch: where rows wait that are too many for memory.
-    """
-
-    def __init__(
-        self,
-        words: Iterable[Words],
-        reading: Reading,
-        entities: int,
-        *,
-        rows: int = 0,
-        run: Threads,
-        scratch: Scratch,
-    ) -> None:
-        words, rows = _counted(words, rows)
-        count = parts_for(rows, entities)
-        self.cuts = -(-np.arange(count + 1) * entities // count)
-        self._reading = reading
-        self._parts = Parts(count, scratch)
-        kind = np.int32 if entities < np.iinfo(np.int32).max else np.int64
-        for some in _lives(words, reading, rows, run, scratch):
-            entity = some["entity"]
-            # Rounded up as the cuts are; -1 stays out.
-            part = np.where(entity < 0, -1, entity * count // max(entities, 1))
-            self._parts.put({**some, "entity": entity.astype(kind)}, part)
-
-    def sorted(self, number: int) -> Sorted:
-        """Give a part's rows; its entities are numbered from its first."""
-        first, last = self.cuts[number : number + 2].tolist()
-        words = self._parts.take(number)
-        words["entity"] -= first
-        return sort(words, self._reading, last - first)
-
-    def rows(self, number: int) -> SortedRows:
-        """Give a part's rows."""
-        return self.sorted(number).rows
-
-
-def _counted(words: Iterable[Words], rows: int) -> tuple[Iterable[Words], int]:
-    """Give the words and about how many rows there are; exactly, when they are few."""
-    coming, seen, size = iter(words), list[Words](), 0
-    for some in coming:
-        seen.append(some)
-        size += some["entity"].shape[0]
-        if size > 4 * ROWS_A_PART:
-            return itertools.chain(seen, coming), rows or 16 * size
-    return seen, size
-
-
-def _lives(
-    words: Iterable[Words], reading: Reading, rows: int, run: Threads, scratch: Scratch
-) -> Iterator[Words]:
-    """Give the rows of `words` as `lived` gives them: batch by batch, or all versions of some facts together."""
-    coming = iter(words)
-    first = next(coming)
-    if "fact_low" not in first:
-        yield lived(first, reading)
-        for some in coming:
-            yield lived(some, reading)
-        return
-    count = parts_for(rows, rows)
-    parts = Parts(count, scratch)
-    for some in itertools.chain([first], coming):
-        part = (_mixed(some) * np.uint64(count) >> np.uint64(32)).astype(np.int64)
-        parts.put(some, part)
-    yield from run.each(lambda number: lived(parts.take(number), reading), range(count))
-
-
-def _mixed(columns: Words) -> NDArray[np.uint64]:
+def mixed(columns: Words) -> NDArray[np.uint64]:
     """Give 32 bits that are the same for rows of one fact; those of no fact are spread."""
     low = np.where(columns["no_fact"], np.arange(columns["fact_low"].shape[0]), columns["fact_low"])
     return (low.view(np.uint64) * _MIX) >> np.uint64(32)
@@ -299,7 +222,7 @@ def lifetimes(columns: Words, reading: Reading, run: Threads) -> Lifetimes:
     low, high = columns["fact_low"], columns.get("fact_high", NO_KEY)
     rows = low.shape[0]
     buckets = max(rows // _ROWS_A_BUCKET, 1)
-    bucket = (_mixed(columns) % np.uint64(buckets)).astype(np.int64)
+    bucket = (mixed(columns) % np.uint64(buckets)).astype(np.int64)
     bucket[columns["no_fact"]] = -1
     # A fact is in one bucket only, so rows of one fact lie together.
     keys = (low, high, columns["version"], available, columns["tie"])

@@ -131,6 +131,10 @@ def _clock_part(feature: ClockPart, instants: pa.Array) -> pa.Array:
     return part.cast(pa.int64())
 
 
+def _whole(array: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
 def _numpy(array: pa.Array) -> NDArray[Any]:
     """A column as a function of `sw.derive` gets it: float64 with NaN for null; objects with None for texts, and for lists, each an array of its own."""
     if pa.types.is_string(array.type):
@@ -154,7 +158,7 @@ def call_derived(feature: Derive, name: str, inputs: list[pa.Array], pinned: pa.
     Args:
         pinned: the type of the feature's column; None while it is being found out.
     """
-    given = [_numpy(array) for array in inputs]
+    given = [_numpy(_whole(array)) for array in inputs]
     call = feature.function.call
     if call is None:
         raise DefinitionError(

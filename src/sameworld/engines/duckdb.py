@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import AGGREGATIONS, NEVER
 from sameworld.asof.columns import InputColumn, input_column
+from sameworld.asof.entity_parts import EntityParts
 from sameworld.asof.moments import values_at
 from sameworld.asof.parts import Scratch
 from sameworld.asof.plan import Grouping, Input
-from sameworld.asof.prepared import EntityParts, Reading, World, gathered, lifetimes, sorted_rows, with_empty
+from sameworld.asof.prepared import Reading, World, gathered, lifetimes, sorted_rows, with_empty
 from sameworld.asof.rows import (
     available_sql,
     fact_words_sql,

@@ -96,7 +96,7 @@ class Engine(Protocol):
         rows: Mapping[str, Rows],
         world: World,
     ) -> dict[str, pa.Array]:
-        """Give every read of every grouping at every moment, in the moments' order.
+        """Give every read of every grouping at every moment, in the moments' order; a column that was kept may come in chunks.
 
         Args:
             groupings: what to read.

@@ -94,7 +94,7 @@ class Kept:
         world: World,
         files: Sequence[Path],
     ) -> dict[str, pa.Array]:
-        """Give every read of a grouping at every moment, as `Engine.aggregates` does."""
+        """Give every read of a grouping at every moment, as `Engine.aggregates` does; in chunks, where there are several blocks."""
         opened = self._rows.open(grouping, schema, rows, world, files)
         # Nothing changes after the latest row: whoever asks later than that asks the same.
         known = np.minimum(asked.as_of, opened.latest + 1)
@@ -123,7 +123,7 @@ class Kept:
         return {
             name: blocks[0].found[name]
             if len(blocks) == 1
-            else pa.concat_arrays([block.found[name] for block in blocks])
+            else pa.chunked_array([block.found[name] for block in blocks])
             for read in grouping.reads
             for name in read.names
         }
@@ -245,4 +245,5 @@ def _read_column(folder: Path) -> pa.Array | None:
             column = pa.ipc.open_file(source).read_all()["value"]
     except (OSError, pa.ArrowInvalid):
         return None
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    # As it lies in the file: a column that nobody looks at is not read.
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from sameworld.asof import row_files
 from sameworld.asof.aggregations import NEVER
 from sameworld.asof.columns import NO_WORDS, InputColumn, Texts, input_words
-from sameworld.asof.parts import Scratch, Words
+from sameworld.asof.entity_parts import EntityParts
+from sameworld.asof.parts import MOST_BYTES, Scratch, Words
 from sameworld.asof.plan import Grouping, Input
-from sameworld.asof.prepared import EntityParts, Reading, Sorted, World, gathered
+from sameworld.asof.prepared import Reading, Sorted, World, gathered
 from sameworld.asof.schema import Schema, supported
 from sameworld.asof.threads import Threads
 from sameworld.definitions.hashing import content_hash
@@ -32,6 +33,7 @@ from sameworld.engines.interface import Asked, Rows
 from sameworld.errors import DataError
 
 _ROWS_AT_A_TIME = 1_000_000
+_BYTES_A_VALUE = 18  # as it is read and as it is sorted, each with whether it is there
 
 
 class Scans(Protocol):
@@ -260,11 +262,14 @@ class KeptRows:
         missing = [place for place, folder in enumerate(folders) if folder is None]
         if missing:
             self._say(f"reading {', '.join(keys[place][1] for place in missing)} of {grouping.source.name}")
-            wanted = [items[place] for place in missing]
-            for place, column in zip(missing, self._read(opened, grouping, schema, wanted), strict=True):
-                with self._cache.build("input", *keys[place]) as building:
-                    row_files.write_input(building.folder, column)
-                folders[place] = building.path
+            together = max(MOST_BYTES // (_BYTES_A_VALUE * max(opened.rows.row.shape[0], 1)), 1)
+            for first in range(0, len(missing), together):
+                places = missing[first : first + together]
+                read = self._read(opened, grouping, schema, [items[place] for place in places])
+                for place, column in zip(places, read, strict=True):
+                    with self._cache.build("input", *keys[place]) as building:
+                        row_files.write_input(building.folder, column)
+                    folders[place] = building.path
         return [row_files.read_input(folder) for folder in folders if folder is not None]
 
     def _read(
