@@ -88,9 +88,15 @@ def test_growth_gives_the_exponent(asof: ModuleType) -> None:
     runner = sys.modules["benchmarks.asof.runner"]
     contestant = asof.contestants.CONTESTANTS[asof.contestants.REFERENCE]
     sizes = [(10**6, 1.0), (10**7, 20.0)]
-    measured = [runner.Measured(contestant, events, [seconds], peaks=[2**20]) for events, seconds in sizes]
+    measured = [
+        runner.Measured(contestant, events, [seconds], peaks=[2**20], disk=[3 * 2**20])
+        for events, seconds in sizes
+    ]
 
     rows, exponent = asof.table.growth_table(measured)
 
-    assert rows[1:] == [["1,000,000", "1.00", "1.000", "1"], ["10,000,000", "20.00", "2.000", "1"]]
+    assert rows[1:] == [
+        ["1,000,000", "100,000", "1.00", "1.000", "1", "3"],
+        ["10,000,000", "1,000,000", "20.00", "2.000", "1", "3"],
+    ]
     assert exponent == "time grows as events to the power of 1.30"

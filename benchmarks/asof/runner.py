@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import shutil
 import statistics
 import subprocess
 import sys
@@ -48,6 +49,7 @@ class Measured:
     seconds: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
+    disk: list[int] = field(default_factory=list)
     ended: str = ""
     beyond: str = ""
 
@@ -84,7 +86,7 @@ def child(python: str, step: Sequence[str], limits: Limits, folder: Path) -> dic
             start_new_session=True,
         )
         try:
-            said = _listen(process, limits)
+            said = _listen(process, limits, folder)
         finally:
             end(process.pid)
             process.wait()
@@ -97,8 +99,9 @@ def child(python: str, step: Sequence[str], limits: Limits, folder: Path) -> dic
         return said
 
 
-def _listen(process: subprocess.Popen[bytes], limits: Limits) -> dict[str, Any] | None:
+def _listen(process: subprocess.Popen[bytes], limits: Limits, folder: Path) -> dict[str, Any] | None:
     assert process.stdout is not None
+    free = least = shutil.disk_usage(folder).free
     said: dict[str, Any] | None = None
     buffer = b""
     begin, seconds = time.monotonic(), max(STARTING_SECONDS, limits.seconds)
@@ -115,6 +118,9 @@ def _listen(process: subprocess.Popen[bytes], limits: Limits) -> dict[str, Any] 
                     begin = time.monotonic()
                     seconds = limits.seconds
             finished = said is not None and "ready" not in said
+            least = min(least, shutil.disk_usage(folder).free)
+            if said is not None:
+                said["disk"] = free - least
             if time.monotonic() - begin > (_CLEANING_SECONDS if finished else seconds):
                 if finished:
                     return said
@@ -211,6 +217,7 @@ class Runner:
         measured.seconds.append(said["seconds"])
         measured.processor.append(said["processor"])
         measured.peaks.append(said["peak"])
+        measured.disk.append(said["disk"])
         self.say(
             f"{name}, {measured.events:,} events: {said['seconds']:.2f} s, "
             f"{said['processor']:.2f} s of processors, {said['peak'] / 2**20:,.0f} MiB"

@@ -96,20 +96,24 @@ def notes(measurements: Sequence[Measured]) -> list[str]:
 
 def growth_table(measurements: Sequence[Measured]) -> tuple[Rows, str]:
     """Give the table of one contestant at several sizes, and the exponent in words."""
-    rows: Rows = [["events", "seconds", "seconds a million events", "peak MiB"]]
+    rows: Rows = [["events", "moments", "seconds", "seconds a million events", "peak MiB", "disk MiB"]]
     points: list[tuple[float, float]] = []
     for measured in measurements:
         median = measured.median
         if median is None:
-            rows.append([f"{measured.events:,}", measured.ended, "", ""])
+            rows.append(
+                [f"{measured.events:,}", f"{moments_of(measured.events):,}", measured.ended, "", "", ""]
+            )
             continue
         points.append((math.log(measured.events), math.log(median)))
         rows.append(
             [
                 f"{measured.events:,}",
+                f"{moments_of(measured.events):,}",
                 f"{median:.2f}",
                 f"{median / measured.events * 1e6:.3f}",
                 f"{max(measured.peaks) / 2**20:,.0f}",
+                f"{max(measured.disk, default=0) / 2**20:,.0f}",
             ]
         )
     if len(points) < 2:

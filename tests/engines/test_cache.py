@@ -276,7 +276,7 @@ def test_a_killed_holder_lets_go_and_a_waiting_process_can_be_interrupted(tmp_pa
             assert said(waiting) == said(patient) == "asking"
             time.sleep(0.2)  # it does wait
             waiting.send_signal(signal.SIGINT)
-            out, err = waiting.communicate(timeout=10)
+            out, err = waiting.communicate(timeout=60)
             assert (out, err.splitlines()[-1]) == ("", "KeyboardInterrupt")
             holder.kill()
             assert said(patient) == "holding"

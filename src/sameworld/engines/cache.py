@@ -103,7 +103,6 @@ class Cache:
     Args:
         folder: made when something is kept for the first time.
         limit_bytes: when what is kept grows beyond it, a finished build trims it to nine tenths of it; not at all by default.
-        durable: whether an entry survives a power cut; one that lasts no longer than this process need not.
         clock: gives seconds since 1970.
     """
 
@@ -112,10 +111,9 @@ class Cache:
         folder: Path,
         *,
         limit_bytes: int | None = None,
-        durable: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.folder, self.clock, self._durable = folder, clock, durable
+        self.folder, self.clock = folder, clock
         self._limit = limit_bytes
         self._size: int | None = None  # of all entries when last looked at, and what was built here since
 
@@ -168,10 +166,9 @@ class Cache:
             (folder / _ENTRY).write_bytes(msgspec.json.format(msgspec.json.encode(stored), indent=1))
             os.utime(folder / _ENTRY, (stored.created, stored.created))
             # A power cut must not leave files of the right size and other contents. It may well lose the entry.
-            for file in _files(folder) if self._durable else ():
+            for file in _files(folder):
                 _sync(file)
-            if self._durable:
-                _sync(folder)
+            _sync(folder)
             self._publish(folder, path)
         self._keep_to_limit(size)
 
