@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import statistics
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +12,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from small_world import WORLD, SmallWorld, free_port, make
+from served_world import BODY, running
+from small_world import WORLD, SmallWorld, make
 
 from sameworld.server.client import Client
-from sameworld.server.replay import wait_until_ready
 
 DEADLINE = 0.050
 TOLERANCE = 0.020
@@ -138,45 +134,11 @@ def misbehaving(tmp_path_factory: pytest.TempPathFactory) -> Misbehaving:
     return Misbehaving(make(folder / "world", text), folder / "flags")
 
 
-@asynccontextmanager
-async def running(world: SmallWorld, models: Sequence[str]) -> AsyncIterator[Client]:
-    """Give a client of a server in a process of its own, started from the command line."""
-    port = free_port()
-    command = [sys.executable, "-m", "sameworld.cli.main", "serve", *models, "--world", str(world.file)]
-    command += [
-        "--registry",
-        str(world.folder / "registry"),
-        "--state",
-        str(world.folder / "served"),
-        "--port",
-        str(port),
-    ]
-    command += ["--durability", "process"]
-    server = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    client = Client("127.0.0.1", port, patience_seconds=5.0)  # idle connections are closed
-    try:
-        await wait_until_ready(client, server)
-        yield client
-    finally:
-        await client.close()
-        server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-
-
 @dataclass(frozen=True)
 class Asked:
     seconds: float
     tier: str
     reason: str
-
-
-BODY = msgspec.json.encode(
-    {"request": {"user": "u1", "shop": "s1", "basket": 10.5, "opened_at": "2024-03-16T10:00:00Z"}}
-)
 
 
 async def ask(client: Client, model: str) -> Asked:
@@ -208,7 +170,8 @@ def show(name: str, seconds: Sequence[float]) -> None:
 @pytest.mark.slow
 def test_callers_of_a_hanging_model_get_a_fallback_within_the_deadline(misbehaving: Misbehaving) -> None:
     async def story() -> None:
-        async with running(misbehaving.world, ["plain", "sleeper", "spinner"]) as client:
+        async with running(misbehaving.world, ["plain", "sleeper", "spinner"]) as server:
+            client = server.client
             for model in ("sleeper", "spinner"):
                 overshoot = await measured(client, model)
                 assert overshoot <= TOLERANCE, f"{model}: p99 is {overshoot * 1e3:.1f} ms beyond the deadline"
@@ -249,7 +212,8 @@ def test_callers_of_other_models_notice_nothing(misbehaving: Misbehaving) -> Non
     rounds, requests, floor = 3, 400, 0.010
 
     async def story() -> None:
-        async with running(misbehaving.world, ["plain", "sleeper", "spinner"]) as client:
+        async with running(misbehaving.world, ["plain", "sleeper", "spinner"]) as server:
+            client = server.client
             for tried in range(TRIES):
                 well: list[float] = []
                 ill: list[float] = []
@@ -312,7 +276,8 @@ def test_whatever_a_model_does_its_callers_are_answered(misbehaving: Misbehaving
 
     async def story() -> dict[str, Any]:
         found: dict[str, Any] = {}
-        async with running(misbehaving.world, ["plain", "moody"]) as client:
+        async with running(misbehaving.world, ["plain", "moody"]) as server:
+            client = server.client
             for mood in (*moods, "print"):
                 misbehaving.clear()
                 await back(client, "moody")

@@ -273,6 +273,20 @@ def training_set(
 )
 @click.option("--port", default=8000, show_default=True)
 @click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="How many processes answer behind the port; a dead or frozen one is replaced while the others answer.",
+)
+@click.option(
+    "--drain",
+    type=click.FloatRange(min=0),
+    default=0.2,
+    show_default=True,
+    help="Seconds in which a server that was told to stop says 503 at /readyz and still takes new connections.",
+)
+@click.option(
     "--replay", is_flag=True, help="Moments and available times come from outside, in the order of time."
 )
 @click.option(
@@ -294,6 +308,8 @@ def serve(
     state: Path,
     host: str,
     port: int,
+    workers: int,
+    drain: float,
     replay: bool,
     cutover: str | None,
     durability: Any,
@@ -320,7 +336,7 @@ def serve(
         )
     config = ServerConfig(
         world=str(loaded.path), registry=str(registry.resolve()), state=str(state.resolve()), models=wanted, replay=replay, durability=durability,
-        host=host, port=port, token=os.environ.get("SAMEWORLD_TOKEN"), folder=str(loaded.folder),
+        host=host, port=port, workers=workers, drain_seconds=drain, token=os.environ.get("SAMEWORLD_TOKEN"), folder=str(loaded.folder),
     )  # fmt: skip
     config.check()
     fill(config, cutover=show.instant(cutover, "--cutover") if cutover else None, say=show.say)

@@ -83,6 +83,7 @@ class Server:
         self._queue: list[tuple[Incoming, asyncio.Future[Any]]] = []
         self._writing = False
         self._open = on_loopback(config.host)
+        self.draining = False
 
     def _served(self, name: str, bundle: Bundle) -> Served:
         if bundle.description.native:
@@ -160,6 +161,8 @@ class Server:
 
     def not_ready(self) -> list[str]:
         """Give what the server is still waiting for."""
+        if self.draining:
+            return ["nothing: it was told to stop"]
         waiting = [f"grouping {g.source.name} by {', '.join(g.keys)}" for g in self.store.missing()]
         waiting += [f"model {name}" for name, served in self._models.items() if not served.lane.settled]
         return waiting
@@ -293,6 +296,7 @@ def _refuse_large(body: bytes) -> None:
 def _settle_pandas() -> None:
     """PyArrow looks for pandas at every conversion, on disk each time where there is none: tell it once."""
     if importlib.util.find_spec("pandas") is None:
+        pa.array([None])  # PyArrow's first look must still find no module; of later ones it takes this answer
         sys.modules["pandas"] = None  # pyright: ignore[reportArgumentType] # how Python itself notes that there is no such module
 
 
@@ -301,6 +305,12 @@ class App:
 
     def __init__(self) -> None:
         self._server: Server | None = None
+        self.in_flight = 0
+
+    def drain(self) -> None:
+        """Say at /readyz that requests are to go elsewhere, and close each connection with its next answer."""
+        assert self._server is not None
+        self._server.draining = True
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         _settle_pandas()
@@ -323,10 +333,13 @@ class App:
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         assert self._server is not None
-        status, headers, body = await self._server.handle(
-            scope.method, scope.path, scope.headers.get, protocol
-        )
-        protocol.response_bytes(status, headers, body)
-
-
-app = App()
+        self.in_flight += 1
+        try:
+            status, headers, body = await self._server.handle(
+                scope.method, scope.path, scope.headers.get, protocol
+            )
+            if self._server.draining:
+                headers = [*headers, ("connection", "close")]
+            protocol.response_bytes(status, headers, body)
+        finally:
+            self.in_flight -= 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -24,6 +24,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         replay: whether moments and available times are given from outside.
         durability: what an acknowledged event survives.
         host, port: where to listen.
+        workers: how many processes answer behind the port.
+        drain_seconds: how long a server that was told to stop says so at /readyz and still takes new connections.
+        guarded_memory_bytes: how much more a guarded process may take than it had when it was ready.
         token: what control and event routes ask for; needed when not on loopback.
     """
 
@@ -35,6 +38,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     durability: Literal["process", "disk"] = "disk"
     host: str = "127.0.0.1"
     port: int = 8000
+    workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    drain_seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.2
+    guarded_memory_bytes: Annotated[int, msgspec.Meta(gt=0)] = 2 << 30
     token: str | None = None
     folder: str = "."
 

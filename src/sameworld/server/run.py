@@ -1,19 +1,14 @@
-"""Start a server: fill its store with progress to look at, then let Granian run one process that answers."""
+"""Start a server: fill its store with progress to look at, then keep workers that answer."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-from granian import Granian
-from granian.constants import Interfaces
-from granian.log import LogLevels
-
 from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.server.app import open_store
-from sameworld.server.config import ENVIRONMENT, ServerConfig
+from sameworld.server.config import ServerConfig
+from sameworld.server.supervisor import Supervisor
 from sameworld.training.bundle import Registry
 from sameworld.training.world_file import functions_of
 
@@ -41,15 +36,4 @@ def fill(
 def serve(config: ServerConfig) -> None:
     """Answer until told to stop (SIGINT or SIGTERM)."""
     config.check()
-    os.environ[ENVIRONMENT] = msgspec.json.encode(config).decode()
-    server = Granian(
-        "sameworld.server.app:app",
-        address=config.host,
-        port=config.port,
-        interface=Interfaces.RSGI,
-        workers=1,
-        websockets=False,
-        log_access=False,
-        log_level=LogLevels.warning,
-    )
-    server.serve()
+    Supervisor(config).run()

@@ -1,0 +1,220 @@
+"""Keeps workers answering behind one port: opens the socket, starts them, replaces the dead and the frozen, and drains them at the end. Answers nothing itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+
+from sameworld.errors import SameworldError
+from sameworld.server.config import ENVIRONMENT, ServerConfig
+from sameworld.server.worker import BACKLOG, LONGEST_DRAIN_SECONDS
+from sameworld.serving.supervision import BEAT_SECONDS, pause_before, verdict
+
+_SPARE_SECONDS = 5.0
+
+
+@dataclass
+class _Worker:
+    """One place for a worker, and who has it. Times are seconds on the steady clock; `heard` is 0 until its loop turns."""
+
+    number: int
+    process: subprocess.Popen[bytes] | None = None
+    heartbeat: int = -1
+    since: float = 0.0
+    heard: float = 0.0
+    start_at: float = 0.0
+    failures: int = 0
+    replaced: int = 0
+    cause: str = ""
+
+
+class Supervisor:
+    """Runs until SIGTERM or SIGINT.
+
+    Args:
+        config: the server's.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._workers = [_Worker(number) for number in range(config.workers)]
+        self._selector = selectors.DefaultSelector()
+        self._answered = False
+        self._stopping = False
+
+    def run(self) -> None:
+        """Keep workers alive; drain them when told to stop.
+
+        Raises:
+            SameworldError: the port cannot be had, or the first workers end before any of them answers.
+        """
+        self._listener = _listen(self._config.host, self._config.port)
+        self._port = self._listener.getsockname()[1]
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            self._keep()
+        finally:
+            self._end()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = True
+
+    def _keep(self) -> None:
+        ticked = time.monotonic()
+        while not self._stopping:
+            for worker in self._workers:
+                if worker.process is None and time.monotonic() >= worker.start_at:
+                    self._start(worker)
+            self._listen_for(BEAT_SECONDS)
+            now = time.monotonic()
+            # While this process had no turn itself, nobody's silence counts.
+            missed = max(now - ticked - 2 * BEAT_SECONDS, 0.0)
+            ticked = now
+            for worker in self._workers:
+                if worker.process is None:
+                    continue
+                if worker.heard:
+                    worker.heard += missed
+                    why = verdict(now - worker.heard, stopped=_is_stopped(worker.process.pid))
+                    if why:
+                        worker.process.kill()
+                        self._lost(worker, why)
+                        continue
+                if worker.process.poll() is not None:
+                    self._lost(worker, _ending(worker.process.returncode))
+
+    def _start(self, worker: _Worker) -> None:
+        ours, theirs = os.pipe()
+        listener = self._listener.fileno()
+        command = [sys.executable, "-m", "sameworld.server.worker", str(listener), str(theirs)]
+        environment = {**os.environ, ENVIRONMENT: msgspec.json.encode(self._config).decode()}
+        # In a group of its own: Ctrl-C is for the supervisor, which drains.
+        worker.process = subprocess.Popen(
+            command, pass_fds=(listener, theirs), env=environment, process_group=0
+        )
+        os.close(theirs)
+        os.set_blocking(ours, False)
+        worker.heartbeat, worker.since, worker.heard = ours, time.time(), 0.0
+        self._selector.register(ours, selectors.EVENT_READ, worker)
+        self._note()
+
+    def _listen_for(self, seconds: float) -> None:
+        for key, _ in self._selector.select(seconds):
+            worker: _Worker = key.data
+            with contextlib.suppress(BlockingIOError):
+                if os.read(key.fd, 4096):
+                    if not worker.heard:
+                        self._answered = True
+                    worker.heard = time.monotonic()
+                else:  # its end is closed: it is ending
+                    self._selector.unregister(key.fd)
+                    assert worker.process is not None
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        worker.process.wait(BEAT_SECONDS)
+
+    def _lost(self, worker: _Worker, cause: str) -> None:
+        assert worker.process is not None
+        worker.process.wait()
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(worker.heartbeat)
+        os.close(worker.heartbeat)
+        pid, worker.process = worker.process.pid, None
+        if not self._answered:
+            raise SameworldError(
+                f"The server did not start: {cause} before it answered.",
+                where=f"worker {worker.number}, process {pid}",
+                do="see what it wrote above, correct that, and start again.",
+            )
+        worker.failures = 0 if worker.heard else worker.failures + 1
+        worker.start_at = time.monotonic() + pause_before(worker.failures)
+        worker.replaced += 1
+        worker.cause = cause
+        self._note()
+        _say("worker replaced", worker=worker.number, pid=pid, cause=cause)
+
+    def _note(self) -> None:
+        """Write who works beside the store, for those who want to know."""
+        facts = {
+            "supervisor": os.getpid(),
+            "port": self._port,
+            "workers": [
+                {
+                    "worker": worker.number,
+                    "pid": worker.process.pid if worker.process else None,
+                    "since": worker.since,
+                    "replaced": worker.replaced,
+                    "cause": worker.cause,
+                }
+                for worker in self._workers
+            ],
+        }
+        fresh = self._place.with_suffix(".new")
+        with contextlib.suppress(OSError):  # a full disk must not end who keeps the others alive
+            fresh.write_bytes(msgspec.json.encode(facts))
+            os.replace(fresh, self._place)
+
+    @property
+    def _place(self) -> Path:
+        return workers_file(self._config, self._port)
+
+    def _end(self) -> None:
+        alive = [worker.process for worker in self._workers if worker.process is not None]
+        for process in alive:
+            process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + self._config.drain_seconds + LONGEST_DRAIN_SECONDS + _SPARE_SECONDS
+        for process in alive:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(until - time.monotonic(), 0.0))
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        self._listener.close()
+        with contextlib.suppress(OSError):
+            self._place.unlink(missing_ok=True)
+
+
+def workers_file(config: ServerConfig, port: int) -> Path:
+    """Where the supervisor of a port writes who works: JSON with the processes' ids, since when, how often each was replaced and why last."""
+    return Path(config.state) / f"workers-{port}.json"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise SameworldError(
+            f"The server cannot listen at {host}:{port}: {os.strerror(error.errno or 0)}.",
+            do="stop what listens there, or give another --host or --port.",
+        ) from error
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # it has gone, or this system does not say
+        return False
+    return stat.rpartition(") ")[2][:1] in "Tt"
+
+
+def _ending(status: int) -> str:
+    return f"it was killed by signal {-status}" if status < 0 else f"it ended with status {status}"
+
+
+def _say(incident: str, **facts: object) -> None:
+    line = {"time": time.time(), "incident": incident, **facts}
+    sys.stderr.write(msgspec.json.encode(line).decode() + "\n")
+    sys.stderr.flush()

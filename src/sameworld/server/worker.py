@@ -1,0 +1,106 @@
+"""One worker: Granian in this very process, on the socket that the supervisor opened. It says ten times a second that its loop turns, and drains before it ends.
+
+Run as `python -m sameworld.server.worker LISTENER HEARTBEAT`, two file descriptors. SIGTERM drains: /readyz says 503, answers say `connection: close`, and when
+nothing is in flight any more Granian closes what is left. The same happens when the supervisor has gone, so that nobody answers unsupervised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+from typing import Any
+
+from granian import Granian
+from granian._granian import SocketHolder
+from granian.constants import Interfaces
+from granian.log import LogLevels
+
+from sameworld.server.app import App
+from sameworld.server.config import from_environment
+from sameworld.serving.supervision import BEAT_SECONDS
+
+BACKLOG = 1024
+LONGEST_DRAIN_SECONDS = 10.0
+"""How long answers that are on their way are waited for."""
+
+
+class SupervisedApp(App):
+    """The server's application with a heartbeat and a drain.
+
+    Args:
+        heartbeat: the writing end of a pipe to the supervisor.
+        drain_seconds: how long new connections are still taken while /readyz says 503.
+    """
+
+    def __init__(self, heartbeat: int, drain_seconds: float) -> None:
+        super().__init__()
+        self._heartbeat = heartbeat
+        self._drain_seconds = drain_seconds
+        self._draining: asyncio.Task[None] | None = None
+
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__rsgi_init__(loop)
+        os.set_blocking(self._heartbeat, False)
+        # Granian's own handler stays on SIGINT: it closes at once.
+        loop.add_signal_handler(signal.SIGTERM, self._drain, loop)
+        loop.call_soon(self._beat, loop)
+
+    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            os.write(self._heartbeat, b".")
+        except BlockingIOError:
+            pass  # the supervisor is late, not gone
+        except OSError:
+            self._drain(loop)
+            return
+        loop.call_later(BEAT_SECONDS, self._beat, loop)
+
+    def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._draining is None:
+            self._draining = loop.create_task(self._drained(loop.time() + LONGEST_DRAIN_SECONDS))
+
+    async def _drained(self, until: float) -> None:
+        self.drain()
+        await asyncio.sleep(self._drain_seconds)
+        while self.in_flight and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+class _Here(Granian):
+    """Granian's one worker in the process that calls it, on a socket that is open already: all workers share one queue of connections, which outlives each of them."""
+
+    listener: int
+
+    def _serve(self, spawn_target: Any, target_loader: Any) -> None:
+        self._ssp = self._sso = None
+        self._shd = SocketHolder(self.listener, False, BACKLOG)  # pyright: ignore[reportCallIssue] # its stub lacks the constructor that Granian itself uses
+        self._spawn_worker(0, spawn_target, target_loader).inner.run()
+
+
+def main() -> None:
+    """Answer until told to stop, or until the supervisor has gone."""
+    listener, heartbeat = map(int, sys.argv[1:])
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # when the supervisor dies, even while this still starts
+    app = SupervisedApp(heartbeat, from_environment().drain_seconds)
+    server = _Here(
+        "sameworld.server.worker",
+        interface=Interfaces.RSGI,
+        workers=1,
+        websockets=False,
+        log_access=False,
+        log_level=LogLevels.warning,
+    )
+    server.listener = listener
+    server.serve(target_loader=lambda: app, wrap_loader=False)
+    # All is closed. Taking Python down in order would only make libraries complain about what the operating system frees anyway.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
