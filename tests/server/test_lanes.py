@@ -87,6 +87,12 @@ class Moody(Rule):
             ctypes.string_at(0)
         if mood == "quit":
             raise SystemExit(0)
+        if mood == "hang in C":
+            import ctypes
+
+            ctypes.PyDLL(None).usleep(10_000_000)  # and holds the interpreter
+        if mood == "leak":
+            self.leaked = [*getattr(self, "leaked", []), np.ones(30 << 20, np.uint8)]
         if mood == "print":
             print("printed by the estimator", flush=True)
             os.write(1, b"written by the estimator")
@@ -191,6 +197,7 @@ def test_callers_of_a_hanging_model_get_a_fallback_within_the_deadline(misbehavi
             reasons = {a.reason for a in asked}
             assert "deadline" in reasons
             assert reasons - {"deadline"} <= {
+                "model: it has not answered in time",
                 "model: it did not answer within 200 ms and was killed",
                 "model: its process is starting",
             }
@@ -272,17 +279,18 @@ def test_whatever_a_model_does_its_callers_are_answered(misbehaving: Misbehaving
         "exit": "model: ",
         "segfault": "model: ",
         "quit": "model: SystemExit: 0",
+        "hang in C": "model: it ",
     }
 
     async def story() -> dict[str, Any]:
         found: dict[str, Any] = {}
-        async with running(misbehaving.world, ["plain", "moody"]) as server:
+        async with running(misbehaving.world, ["plain", "moody"], "--guarded-memory", "300MB") as server:
             client = server.client
-            for mood in (*moods, "print"):
+            for mood in (*moods, "print", "leak"):
                 misbehaving.clear()
                 await back(client, "moody")
                 misbehaving.set("moody", mood)
-                found[mood] = [await ask(client, "moody") for _ in range(5)]
+                found[mood] = [await ask(client, "moody") for _ in range(15 if mood == "leak" else 5)]
                 assert (await ask(client, "plain")).tier == "model"
             misbehaving.clear()
             await back(client, "moody")

@@ -287,6 +287,12 @@ def training_set(
     help="Seconds in which a server that was told to stop says 503 at /readyz and still takes new connections.",
 )
 @click.option(
+    "--guarded-memory",
+    default="2GB",
+    show_default=True,
+    help="How much more than at its start the process of a guarded model may take, such as 500MB.",
+)
+@click.option(
     "--replay", is_flag=True, help="Moments and available times come from outside, in the order of time."
 )
 @click.option(
@@ -310,6 +316,7 @@ def serve(
     port: int,
     workers: int,
     drain: float,
+    guarded_memory: str,
     replay: bool,
     cutover: str | None,
     durability: Any,
@@ -336,7 +343,8 @@ def serve(
         )
     config = ServerConfig(
         world=str(loaded.path), registry=str(registry.resolve()), state=str(state.resolve()), models=wanted, replay=replay, durability=durability,
-        host=host, port=port, workers=workers, drain_seconds=drain, token=os.environ.get("SAMEWORLD_TOKEN"), folder=str(loaded.folder),
+        host=host, port=port, workers=workers, drain_seconds=drain,
+        guarded_memory_bytes=show.size(guarded_memory, of="--guarded-memory"), token=os.environ.get("SAMEWORLD_TOKEN"), folder=str(loaded.folder),
     )  # fmt: skip
     config.check()
     fill(config, cutover=show.instant(cutover, "--cutover") if cutover else None, say=show.say)

@@ -1,4 +1,4 @@
-"""Requests -> answers: micro-batches formed on the event loop, one snapshot and one moment each, a deadline for every request, and a log row before it goes."""
+"""Requests -> answers: micro-batches in turns of the event loop, one snapshot and one moment each, a deadline for every request, and a log row before it goes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from sameworld.definitions.model import meaning_of
 from sameworld.errors import ReplayOrderError
 from sameworld.server.lanes import Columns, DeadlineError, GuardedLane, Lane, LaneError, NativeLane
 from sameworld.server.metrics import Metrics
+from sameworld.server.turns import Line, Turns
 from sameworld.serving.tiers import MODEL, Answer, fall_back
 from sameworld.stores.online import OnlineStore
 from sameworld.stores.prediction_log import Prediction, PredictionLog, logged
@@ -59,6 +60,7 @@ class Served:
         self.encodings = content_hash(msgspec.to_builtins(bundle.description.encodings))
         self.columns = list(bundle.types)
         self.deadline = bundle.model.service.deadline_seconds
+        self.line: Line[Asked] = Line(lane)
 
 
 @dataclass
@@ -68,7 +70,7 @@ class Asked:
     Args:
         fields: values in the order of the model's request fields; instants in microseconds.
         at: the moment in a replay, in microseconds.
-        arrived: seconds on the steady clock.
+        arrived, deadline: seconds on the steady clock.
         answer: what its caller waits for.
         read: the aggregates of a batch, and this request's place in it.
     """
@@ -77,6 +79,7 @@ class Asked:
     fields: list[Any]
     at: int | None
     arrived: float
+    deadline: float
     answer: asyncio.Future[Any]
     read: tuple[Columns, int] | None = None
 
@@ -113,18 +116,30 @@ class Answering:
         self._pending: list[Asked] = []
         self._flushing = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turns: Turns[Asked] = Turns(self._turn, self._shed)
 
     def ask(
-        self, served: Served, fields: list[Any], at: int | None, together: int = 1
+        self,
+        served: Served,
+        fields: list[Any],
+        at: int | None,
+        together: int = 1,
+        within_seconds: float = math.inf,
     ) -> asyncio.Future[Any]:
-        """Queue a request for the micro-batch of this turn of the loop; gives a `Given`, or raises a ReplayOrderError.
+        """Queue a request for a micro-batch; gives a `Given`, or raises a ReplayOrderError.
 
         Args:
+            within_seconds: the caller's own deadline; the model's holds where it is sooner.
             together: in a replay, how many requests of this instant are being sent at once: they are waited for, shortly.
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
-        self._pending.append(Asked(served, fields, at, time.perf_counter(), answer))
+        arrived = time.perf_counter()
+        asked = Asked(served, fields, at, arrived, arrived + min(served.deadline, within_seconds), answer)
+        if at is None:
+            self._turns.add(served.line, asked)
+            return answer
+        self._pending.append(asked)
         if len(self._pending) >= together:
             if not self._flushing:
                 self._flushing = True
@@ -142,8 +157,23 @@ class Answering:
         for at in sorted(by_moment, key=lambda at: at or 0):
             self._answer(at, by_moment[at])
 
+    def _turn(self, batch: list[Asked]) -> None:
+        try:
+            self._answer(None, batch)
+        except Exception as error:  # noqa: BLE001 # nobody may be left waiting for an answer that nobody makes
+            self._metrics.broken("answering")
+            for own in _by_model([asked for asked in batch if not asked.answer.done()]):
+                self._shed(own, f"server: {type(error).__name__}: {error}")
+
+    def _shed(self, group: Sequence[Asked], reason: str) -> None:
+        """Answer requests of one model that nothing was read for."""
+        answers = [self._fall_back(asked, reason) for asked in group]
+        self._give(group, answers, None, self._store.clock.now(), 0)
+
     def _answer(self, at: int | None, batch: list[Asked]) -> None:
+        started = time.perf_counter()
         t, sequence, broken = self._read(at, batch)
+        reading = (time.perf_counter() - started) / len(batch)
         sharing: dict[tuple[str, bool], list[Asked]] = {}
         for asked in batch:
             if not asked.answer.done():
@@ -152,13 +182,16 @@ class Answering:
                 ).append(asked)
         for (_, native), group in sharing.items():
             if native and not broken:
-                self._native(group, t, sequence)
+                self._native(group, t, sequence, reading)
                 continue
             for own in _by_model(group):
                 lane = own[0].served.lane
                 if broken or isinstance(lane, NativeLane):
                     self._give(own, [self._fall_back(asked, broken) for asked in own], None, t, sequence)
+                    self._turns.done(own[0].served.line, own)
                 else:
+                    if at is not None:
+                        self._turns.watch(own[0].served.line, own)
                     task = asyncio.get_running_loop().create_task(self._guarded(lane, own, t, sequence))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
@@ -215,8 +248,13 @@ class Answering:
         }
         return values, fields
 
-    def _native(self, group: list[Asked], t: int, sequence: int) -> None:
-        """Evaluate the features of a batch once, and let each of its models answer its own requests."""
+    def _native(self, group: list[Asked], t: int, sequence: int, reading: float) -> None:
+        """Evaluate the features of a batch once, and let each of its models answer its own requests.
+
+        Args:
+            reading: seconds a request that reading has taken, to learn what a model costs.
+        """
+        started = time.perf_counter()
         first = group[0].served.bundle
         # One of each different request, in the order in which they were read.
         different = list(
@@ -237,9 +275,11 @@ class Answering:
                 )
             return
         encoded: dict[str, NDArray[np.float64]] = {}
+        shared = reading + (time.perf_counter() - started) / len(group)
         for served in {id(asked.served): asked.served for asked in group}.values():
             own = [asked for asked in group if asked.served is served]
             rows = [place[asked.read[1]] for asked in own if asked.read is not None]
+            started = time.perf_counter()
             try:
                 if served.encodings not in encoded:
                     encoded[served.encodings] = matrix(served.bundle.description.encodings, columns)
@@ -254,34 +294,36 @@ class Answering:
                 )
             else:
                 self._give(own, self._judge(own, values), [seen[number] for number in rows], t, sequence)
+            now = time.perf_counter()
+            served.line.learn(len(own), shared * len(own) + now - started, now)
 
     async def _guarded(self, lane: GuardedLane, group: list[Asked], t: int, sequence: int) -> None:
-        left = min(asked.arrived for asked in group) + group[0].served.deadline - time.perf_counter()
+        """Let a process answer what it answers in time; the line's timer answers the rest meanwhile."""
+        line = group[0].served.line
+        started = time.perf_counter()
+        left = max(asked.deadline for asked in group) - started
+        reason, seen = "", None
+        values: NDArray[np.float64] | None = None
         try:
-            scoring = asyncio.ensure_future(lane.score(*self._columns(group), wait_seconds=left))
-        except Exception as error:  # noqa: BLE001 # see _native
-            self._give(
-                group,
-                [self._fall_back(asked, f"model: {type(error).__name__}: {error}") for asked in group],
-                None,
-                t,
-                sequence,
-            )
-            return
-        done, _ = await asyncio.wait([scoring], timeout=max(left, 0.0))
-        if not done:
-            scoring.add_done_callback(_forget)
-            self._give(group, [self._fall_back(asked, "deadline") for asked in group], None, t, sequence)
-            return
-        try:
-            columns, values = scoring.result()
+            columns, values = await lane.score(*self._columns(group), wait_seconds=left)
             seen = list(zip(*(logged(columns[name]) for name in group[0].served.columns), strict=True))
+            now = time.perf_counter()
+            line.learn(len(group), now - started, now)
         except Exception as error:  # noqa: BLE001 # see _native
             known = str(error) if isinstance(error, LaneError) else f"{type(error).__name__}: {error}"
             reason = known if isinstance(error, DeadlineError) else f"model: {known}"
-            self._give(group, [self._fall_back(asked, reason) for asked in group], None, t, sequence)
+        finally:
+            self._turns.done(line, group)
+        places = [place for place, asked in enumerate(group) if not asked.answer.done()]
+        if not places:
             return
-        self._give(group, self._judge(group, values), seen, t, sequence)
+        own = [group[place] for place in places]
+        if values is None or seen is None:
+            self._give(own, [self._fall_back(asked, reason) for asked in own], None, t, sequence)
+        elif values.shape != (len(group),):
+            self._give(own, self._judge(group, values)[: len(own)], None, t, sequence)
+        else:
+            self._give(own, self._judge(own, values[places]), [seen[place] for place in places], t, sequence)
 
     def _judge(self, group: Sequence[Asked], values: np.ndarray[Any, Any]) -> list[Answer]:
         if values.shape != (len(group),):
@@ -294,7 +336,7 @@ class Answering:
         for asked, value in zip(group, values.tolist(), strict=True):
             if not math.isfinite(value):
                 answers.append(self._fall_back(asked, f"model: it gave {value}"))
-            elif now - asked.arrived > asked.served.deadline:
+            elif now > asked.deadline:
                 answers.append(self._fall_back(asked, "deadline"))
             else:
                 answers.append(Answer(value, MODEL, ""))
@@ -337,9 +379,3 @@ def _by_model(group: Sequence[Asked]) -> list[list[Asked]]:
     for asked in group:
         models.setdefault(id(asked.served), []).append(asked)
     return list(models.values())
-
-
-def _forget(scoring: asyncio.Future[Any]) -> None:
-    """Take note of the outcome of a try whose caller has gone, so that nothing is reported as never looked at."""
-    if not scoring.cancelled():
-        scoring.exception()

@@ -24,13 +24,14 @@ from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.errors import RequestError, SameworldError, nearest
 from sameworld.server.answering import Answering, Served
 from sameworld.server.config import ServerConfig, from_environment, on_loopback
-from sameworld.server.lanes import GuardedLane, NativeLane
+from sameworld.server.lanes import GuardedLane, NativeLane, choose
 from sameworld.server.metrics import Metrics
 from sameworld.server.routes import (
     ConflictError,
     ForbiddenError,
     NotFoundError,
     RequestReader,
+    deadline_seconds,
     error_body,
     json_body,
     predictions_body,
@@ -46,6 +47,8 @@ from sameworld.training.world_file import functions_of
 _JSON = [("content-type", "application/json")]
 _TEXT = [("content-type", "text/plain; version=0.0.4")]
 _MOST_BYTES = 16 << 20
+DEADLINE = "x-deadline-ms"
+"""A caller's own deadline, in milliseconds; the model's holds where it is sooner."""
 TOGETHER = "replay-together"
 """A replay's header: how many requests of the same instant are being sent at once."""
 
@@ -86,11 +89,7 @@ class Server:
         self.draining = False
 
     def _served(self, name: str, bundle: Bundle) -> Served:
-        if bundle.description.native:
-            return Served(name, bundle, NativeLane(), self.store.groupings)
-        lane = GuardedLane(
-            bundle, self.config.registry, self.config.world, bundle.model.service.deadline_seconds
-        )
+        lane = choose(bundle, self.config.registry, self.config.world, self.config.guarded_memory_bytes)
         return Served(name, bundle, lane, self.store.groupings)
 
     def start(self) -> None:
@@ -132,7 +131,7 @@ class Server:
         try:
             match [part for part in path.split("/") if part]:
                 case ["v1", "models", model, "predict"] if method == "POST":
-                    return 200, _JSON, await self._predict(model, await body(), header(TOGETHER))
+                    return 200, _JSON, await self._predict(model, await body(), header)
                 case ["v1", "sources", source, "events"] if method == "POST":
                     self._authorise(header("authorization"))
                     return 200, _JSON, await self._events(source, header("idempotency-key"), await body())
@@ -167,7 +166,7 @@ class Server:
         waiting += [f"model {name}" for name, served in self._models.items() if not served.lane.settled]
         return waiting
 
-    async def _predict(self, model: str, body: bytes, together: str | None) -> bytes:
+    async def _predict(self, model: str, body: bytes, header: Callable[[str], str | None]) -> bytes:
         served = self._models.get(model)
         if served is None:
             raise NotFoundError(
@@ -185,8 +184,10 @@ class Server:
                 expected='no "at"' if at is not None else '"at": the moment',
                 do="the server's own clock decides otherwise; start it with --replay to replay.",
             )
-        expected = int(together) if at is not None and together and together.isdigit() else len(requests)
-        answers = [self._answering.ask(served, fields, at, expected) for fields in requests]
+        within = deadline_seconds(header(DEADLINE))
+        together = header(TOGETHER) if at is not None else None
+        expected = int(together) if together and together.isdigit() else len(requests)
+        answers = [self._answering.ask(served, fields, at, expected, within) for fields in requests]
         return predictions_body([await answer for answer in answers])
 
     async def _events(self, source: str, key: str | None, body: bytes) -> bytes:

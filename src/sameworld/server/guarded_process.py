@@ -1,7 +1,9 @@
 """The other end of the guarded lane: a process of its own in which a user's Python runs. It may hang, spin, leak or crash: it is killed, and that is all.
 
-Run as `python -m sameworld.server.guarded_process REGISTRY ADDRESS [WORLD]`. Frames on stdin and stdout: u32 length, then an Arrow stream; a reply's first
-byte is 0 for an answer and 1 for the text of what went wrong. The first reply says that the bundle is loaded.
+Run as `python -m sameworld.server.guarded_process REGISTRY ADDRESS MEMORY [WORLD]`. Frames on stdin and stdout: u32 length, then an Arrow stream; a reply's first
+byte is 0 for an answer, 1 for the text of what went wrong, and 2 for the same when the process ends after it. The first reply says that the bundle is loaded.
+
+MEMORY is how many bytes more than then it may take: an allocation beyond them fails. What was leaked is freed by beginning anew.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import contextlib
 import ctypes
 import io
 import os
+import resource
 import signal
 import struct
 import sys
@@ -33,12 +36,13 @@ def main() -> None:
     _die_with_parent()
     with contextlib.suppress(OSError, AttributeError):
         os.nice(_NICER)
-    registry, address, *world = sys.argv[1:]
+    registry, address, memory, *world = sys.argv[1:]
     try:
         bundle = Registry(Path(registry)).load(address, functions_of(Path(world[0])) if world else ())
     except Exception as error:  # noqa: BLE001 # the edge of the process: the parent is told
         _send(replies, b"\1" + f"{type(error).__name__}: {error}".encode())
         return
+    _limit_memory(int(memory))
     _send(replies, b"\0")
     while True:
         head = sys.stdin.buffer.read(4)
@@ -47,6 +51,9 @@ def main() -> None:
         frame = sys.stdin.buffer.read(_LENGTH.unpack(head)[0])
         try:
             reply = b"\0" + _answer(bundle, frame)
+        except MemoryError:
+            _send(replies, b"\2" + f"it took more than {int(memory) >> 20} MiB and was ended".encode())
+            return
         except (Exception, SystemExit) as error:  # noqa: BLE001 # the edge of the process: a user's code may raise anything
             reply = b"\1" + f"{type(error).__name__}: {error}".encode()[:2000]
         _send(replies, reply)
@@ -80,6 +87,18 @@ def read_batch(frame: bytes) -> pa.RecordBatch:
 def _send(replies: io.BufferedWriter, reply: bytes) -> None:
     replies.write(_LENGTH.pack(len(reply)) + reply)
     replies.flush()
+
+
+def _limit_memory(more: int) -> None:
+    """Let allocations fail beyond what this process has now and so much more, and have it be the first to go when the machine is short of memory."""
+    if sys.platform != "linux":
+        return
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    limit = int(status["VmData"].split()[0]) * 1024 + more
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if most < 0 else min(limit, most), most))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _die_with_parent() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import struct
 import sys
@@ -25,10 +26,18 @@ Scored = tuple[dict[str, pa.Array], NDArray[np.float64]]
 _LENGTH = struct.Struct("<I")
 _START_SECONDS = 60.0
 _GRACE = 4.0
+_MEASUREMENTS = 7
+LONGEST_NATIVE_SECONDS = 0.005
+"""What a native model may take for one row: so long it keeps the event loop from all others."""
+_log = logging.getLogger(__name__)
 
 
 class LaneError(Exception):
     """Why a model did not answer."""
+
+
+class EndedError(LaneError):
+    """It went wrong in a way after which its process begins anew."""
 
 
 class DeadlineError(LaneError):
@@ -41,6 +50,34 @@ class NativeLane:
     settled = True
 
 
+def choose(bundle: Bundle, registry: str, world: str | None, memory_bytes: int) -> NativeLane | GuardedLane:
+    """Give the lane of a bundle: native for a library's model that is quick enough to share the event loop, measured here; guarded for everything else."""
+    deadline = bundle.model.service.deadline_seconds
+    if bundle.description.native:
+        seconds = one_row_seconds(bundle)
+        if seconds <= min(LONGEST_NATIVE_SECONDS, deadline / 2):
+            return NativeLane()
+        _log.warning(
+            "model %s is native but takes %.1f ms for one row: it would keep the event loop from the others, so it is guarded",
+            bundle.model.name,
+            seconds * 1e3,
+        )
+    return GuardedLane(bundle, registry, world, deadline, memory_bytes)
+
+
+def one_row_seconds(bundle: Bundle) -> float:
+    """Measure what a loaded bundle takes to encode and score one of its self-test rows: the least of several, since machines stall."""
+    assert bundle.selftest is not None
+    row = bundle.selftest.slice(0, 1)
+    columns = {name: row[name].combine_chunks() for name in bundle.types}
+    taken: list[float] = []
+    for _ in range(_MEASUREMENTS):
+        started = time.perf_counter()
+        bundle.scores(columns)
+        taken.append(time.perf_counter() - started)
+    return min(taken)
+
+
 class GuardedLane:
     """Keeps one process alive that evaluates features and scores; kills it when it does not answer.
 
@@ -49,15 +86,19 @@ class GuardedLane:
         registry: where the process loads it from.
         world: the world file, for functions of its own.
         deadline_seconds: of the model; the process is killed when it takes several times as long.
+        memory_bytes: how much more than at its start it may take.
     """
 
-    def __init__(self, bundle: Bundle, registry: str, world: str | None, deadline_seconds: float) -> None:
+    def __init__(
+        self, bundle: Bundle, registry: str, world: str | None, deadline_seconds: float, memory_bytes: int
+    ) -> None:
         self._command = [
             sys.executable,
             "-m",
             "sameworld.server.guarded_process",
             registry,
             bundle.address,
+            str(memory_bytes),
             *([world] if world else []),
         ]
         self._grace = max(_GRACE * deadline_seconds, 0.2)
@@ -120,9 +161,16 @@ class GuardedLane:
         assert self._process is not None
         (length,) = _LENGTH.unpack(await self._process.read(4))
         reply = await self._process.read(length)
-        if reply[:1] != b"\0":
-            raise LaneError(reply[1:].decode(errors="replace"))
-        return reply[1:]
+        if reply[:1] == b"\0":
+            return reply[1:]
+        said = reply[1:].decode(errors="replace")
+        raise EndedError(said) if reply[:1] == b"\2" else LaneError(said)
+
+    def refusal(self, now: float) -> str:
+        """Say why nothing can be asked of it at a moment (seconds, `time.monotonic`); nothing when something can."""
+        if self.ready and self.breaker.allows(now):
+            return ""
+        return self.breaker.reason or "its process is starting"
 
     async def score(self, aggregates: Columns, fields: Columns, *, wait_seconds: float) -> Scored:
         """Give feature columns and answers; the caller may go away meanwhile, the process is judged here.
@@ -134,8 +182,8 @@ class GuardedLane:
         Raises:
             LaneError: the model raised, or its process is not there.
         """
-        if not self.ready or not self.breaker.allows(time.monotonic()):
-            raise LaneError(self.breaker.reason or "its process is starting")
+        if refusal := self.refusal(time.monotonic()):
+            raise LaneError(refusal)
         try:
             async with asyncio.timeout(wait_seconds):
                 await self._busy.acquire()
@@ -143,7 +191,7 @@ class GuardedLane:
             raise DeadlineError("deadline") from None
         try:
             if not self.ready:
-                raise LaneError(self.breaker.reason or "its process is starting")
+                raise LaneError(self.refusal(time.monotonic()))
             assert self._process is not None
             frame = write_batch(
                 {**{"a" + n: a for n, a in aggregates.items()}, **{"f" + n: f for n, f in fields.items()}}
@@ -158,6 +206,10 @@ class GuardedLane:
             except asyncio.IncompleteReadError:
                 self._fail("its process died")
                 raise LaneError(self.breaker.reason) from None
+            except EndedError as error:
+                self._fail(str(error))
+                await self._kill()
+                raise
             except LaneError as error:
                 self.breaker = failed(self.breaker, time.monotonic(), str(error))
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -192,6 +193,28 @@ def predictions_body(given: list[Given]) -> bytes:
 def error_body(error: SameworldError) -> bytes:
     """Give an error's facts as JSON."""
     return _encode(error.as_json())
+
+
+def deadline_seconds(given: str | None) -> float:
+    """Give a caller's deadline in seconds from its header's milliseconds; infinite without one.
+
+    Raises:
+        RequestError: it is no positive number.
+    """
+    if given is None:
+        return math.inf
+    try:
+        milliseconds = float(given)
+    except ValueError:
+        milliseconds = math.nan
+    if not milliseconds > 0.0:
+        raise RequestError(
+            "The header X-Deadline-Ms is not a number of milliseconds.",
+            expected="a number greater than 0",
+            found=repr(given),
+            do="correct the header, or leave it out: the model's own deadline holds then.",
+        )
+    return milliseconds / 1e3
 
 
 def json_body(value: Any) -> bytes:
