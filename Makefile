@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_READY := .venv-bench/.ready
 BENCH ?=
+CHAOS ?=
 
 help: ## list the words
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,7 +44,10 @@ $(BENCH_READY): pyproject.toml constraints.txt benchmarks/requirements.txt bench
 bench-all: $(BENCH_READY) ## the same against everybody: installs pandas, Polars, Spark and Feast beside .venv
 	.venv-bench/bin/python -m benchmarks.asof $(BENCH)
 
+chaos: $(READY) ## load a server while workers and models are broken, and check what it promises; flags in CHAOS="..."
+	$(BIN)/python -m benchmarks.chaos $(CHAOS)
+
 clean: ## remove what the other words made
 	rm -rf $(VENV) .venv-bench .venv-bench-feast demo .sameworld examples/*/data
 
-.PHONY: help install demo test check bench bench-all clean
+.PHONY: help install demo test check bench bench-all chaos clean

@@ -101,6 +101,7 @@ class GuardedLane:
             str(memory_bytes),
             *([world] if world else []),
         ]
+        self._name = bundle.model.name
         self._grace = max(_GRACE * deadline_seconds, 0.2)
         self._process: GuardedChild | None = None
         self._busy = asyncio.Lock()
@@ -144,7 +145,10 @@ class GuardedLane:
     def _fail(self, reason: str) -> None:
         self.ready = False
         self.settled = True
-        self.breaker = failed(self.breaker, time.monotonic(), reason, fatal=True)
+        first = reason.partition("\n")[0]
+        if first != self.breaker.reason:
+            _log.warning("model %s: %s", self._name, reason)
+        self.breaker = failed(self.breaker, time.monotonic(), first, fatal=True)
 
     async def _start(self) -> None:
         self.restarts += 1

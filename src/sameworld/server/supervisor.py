@@ -116,9 +116,10 @@ class Supervisor:
             worker: _Worker = key.data
             with contextlib.suppress(BlockingIOError):
                 if os.read(key.fd, 4096):
-                    if not worker.heard:
+                    first, worker.heard = not worker.heard, time.monotonic()
+                    if first:
                         self._answered = True
-                    worker.heard = time.monotonic()
+                        self._note()
                 else:  # its end is closed: it is ending
                     self._selector.unregister(key.fd)
                     assert worker.process is not None
@@ -139,6 +140,7 @@ class Supervisor:
                 do="see what it wrote above, correct that, and start again.",
             )
         worker.failures = 0 if worker.heard else worker.failures + 1
+        worker.heard = 0.0
         worker.start_at = time.monotonic() + pause_before(worker.failures)
         worker.replaced += 1
         worker.cause = cause
@@ -155,6 +157,7 @@ class Supervisor:
                     "worker": worker.number,
                     "pid": worker.process.pid if worker.process else None,
                     "since": worker.since,
+                    "answers": worker.heard > 0.0,
                     "replaced": worker.replaced,
                     "cause": worker.cause,
                 }
@@ -187,7 +190,7 @@ class Supervisor:
 
 
 def workers_file(config: ServerConfig, port: int) -> Path:
-    """Where the supervisor of a port writes who works: JSON with the processes' ids, since when, how often each was replaced and why last."""
+    """Where the supervisor of a port writes who works: JSON with each one's process, since when, whether it answers yet, how often it was replaced and why last."""
     return Path(config.state) / f"workers-{port}.json"
 
 

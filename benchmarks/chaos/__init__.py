@@ -1,0 +1,1 @@
+"""A server under load while things are broken on purpose: `python -m benchmarks.chaos`."""

@@ -1,0 +1,156 @@
+"""One process of load: many connections, each with one request at a time. Writes down what came of every one.
+
+Run as `python -m benchmarks.chaos.load PORT CONNECTIONS REQUESTS RATE SEED OUT`. A connection that breaks is counted and its request sent again on a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import time
+from array import array
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+_MODELS = ("steady", "steady", "moody")
+_EVENTS_EVERY = 50
+_decode = msgspec.json.Decoder().decode
+
+
+class Outcome(msgspec.Struct):
+    """What one process saw. Times are seconds on the machine's steady clock.
+
+    Args:
+        started, seconds: when each answered try began, and how long it took.
+        answers: model -> tier and reason -> how many.
+        statuses: status -> how many.
+        logged: the ids of answers that were said to be logged.
+        unlogged: how many were not.
+        acknowledged: the keys of acknowledged events.
+        cut: when each request that had no answer yet lost its connection, and how long it had been waiting.
+    """
+
+    started: bytes = b""
+    seconds: bytes = b""
+    answers: dict[str, dict[str, int]] = {}
+    statuses: dict[int, int] = {}
+    logged: list[str] = []
+    unlogged: int = 0
+    acknowledged: list[str] = []
+    cut: list[tuple[float, float]] = []
+
+
+class Load:
+    """Connections to one server."""
+
+    def __init__(self, port: int, requests: int, rate: float, seed: int) -> None:
+        self._port = port
+        self._left = requests
+        self._rate = rate
+        self._seed = seed
+        self._random = random.Random(seed)
+        self._events = 0
+        self._started = array("d")
+        self._seconds = array("d")
+        self.outcome = Outcome()
+
+    async def run(self, connections: int) -> Outcome:
+        await asyncio.gather(*(self._connection(connections / self._rate) for _ in range(connections)))
+        self.outcome.started, self.outcome.seconds = self._started.tobytes(), self._seconds.tobytes()
+        return self.outcome
+
+    async def _connection(self, pause: float) -> None:
+        """Send one request after the other, as fast as the rate allows."""
+        streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        due = time.perf_counter() + self._random.random() * pause
+        while self._left > 0:
+            self._left -= 1
+            await asyncio.sleep(max(due - time.perf_counter(), 0.0))
+            due = max(due + pause, time.perf_counter() - pause)
+            message, model, key = self._next()
+            while True:
+                started = time.monotonic()
+                try:
+                    if streams is None:
+                        streams = await asyncio.open_connection("127.0.0.1", self._port)
+                        started = time.monotonic()
+                    status, body, closing = await _exchange(*streams, message)
+                    break
+                except (OSError, asyncio.IncompleteReadError):
+                    self.outcome.cut.append((started, time.monotonic() - started))
+                    if streams is not None:
+                        streams[1].close()
+                    streams = None
+                    await asyncio.sleep(0.001)
+            if closing:
+                streams[1].close()
+                streams = None
+            self._note(model, key, status, body, started, time.monotonic() - started)
+        if streams is not None:
+            streams[1].close()
+
+    def _next(self) -> tuple[bytes, str, str]:
+        number = self._left
+        if number % _EVENTS_EVERY == 0:
+            self._events += 1
+            key = f"{self._seed}-{self._events}"
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            event = {
+                "order_id": key, "user": f"u{number % 50}", "shop": f"s{number % 5}", "amount": number % 97 + 0.5,
+                "ordered_at": now,
+            }  # fmt: skip
+            return _message("/v1/sources/orders/events", {"events": [event]}, key), "", key
+        model = self._random.choice(_MODELS)
+        fields = {"user": f"u{number % 50}", "shop": f"s{number % 5}", "basket": number % 89 + 0.25}
+        return _message(f"/v1/models/{model}/predict", {"request": fields}), model, ""
+
+    def _note(self, model: str, key: str, status: int, body: bytes, started: float, seconds: float) -> None:
+        outcome = self.outcome
+        outcome.statuses[status] = outcome.statuses.get(status, 0) + 1
+        if status != 200:
+            sys.stderr.write(f"{status} {body.decode()}\n")
+        elif key:
+            outcome.acknowledged.append(key)
+        else:
+            (given,) = _decode(body)["predictions"]
+            said = f"{given['tier']}: {given['reason']}" if given["reason"] else given["tier"]
+            counts = outcome.answers.setdefault(model, {})
+            counts[said] = counts.get(said, 0) + 1
+            if given["logged"]:
+                outcome.logged.append(given["id"])
+            else:
+                outcome.unlogged += 1
+            self._started.append(started)
+            self._seconds.append(seconds)
+
+
+def _message(path: str, body: Any, key: str = "") -> bytes:
+    content = msgspec.json.encode(body)
+    extra = f"idempotency-key: {key}\r\n" if key else ""
+    return (
+        f"POST {path} HTTP/1.1\r\nhost: x\r\n{extra}content-length: {len(content)}\r\n\r\n".encode() + content
+    )
+
+
+async def _exchange(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, message: bytes
+) -> tuple[int, bytes, bool]:
+    """Give (status, body, whether the server closes the connection)."""
+    writer.write(message)
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
+    return int(head[9:12]), await reader.readexactly(length), b"connection: close" in head
+
+
+def main() -> None:
+    port, connections, requests, rate, seed, out = sys.argv[1:]
+    load = Load(int(port), int(requests), float(rate), int(seed))
+    outcome = asyncio.run(load.run(int(connections)))
+    Path(out).write_bytes(msgspec.msgpack.encode(outcome))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The chaos script in small: every promise is kept while workers and models are broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.slow
+def test_every_promise_is_kept_while_things_are_broken() -> None:
+    paths = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # Where tests run, others use the machine: latencies are not judged.
+    size = ["--requests", "2000", "--rate", "400", "--connections", "16", "--no-latency"]
+
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.chaos", *size],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads(done.stdout[: done.stdout.rindex("}") + 1])
+    assert facts["faults"]["killed worker"] == 1
+    assert facts["requests answered"] == 2000
+    assert facts["vectors proved"] > 500
+    assert facts["events acknowledged"] > 20
+    assert facts["answers"]["steady"]["model"] > 500
+
+
+def test_stalls_are_taken_from_the_requests_they_hit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.chaos.stalls import overlapping
+
+    stalls = np.array([[10.0, 2.0], [20.0, 1.0]])
+    started = np.array([0.0, 9.0, 11.0, 10.5, 12.0, 0.0, 21.0])
+    seconds = np.array([5.0, 2.0, 3.0, 1.0, 8.5, 30.0, 1.0])
+    assert overlapping(stalls, started, seconds).tolist() == [0.0, 1.0, 1.0, 1.0, 0.5, 3.0, 0.0]
+    assert overlapping(np.zeros((0, 2)), started, seconds).tolist() == [0.0] * 7
