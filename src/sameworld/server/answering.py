@@ -28,6 +28,7 @@ from sameworld.stores.online import OnlineStore
 from sameworld.stores.prediction_log import Prediction, PredictionLog, logged
 from sameworld.training.bundle import Bundle
 from sameworld.training.encoding import matrix
+from sameworld.training.logged import shape_of
 
 _GATHERING_SECONDS = 0.02
 
@@ -61,6 +62,7 @@ class Served:
         self.columns = list(bundle.types)
         self.deadline = bundle.model.service.deadline_seconds
         self.line: Line[Asked] = Line(lane)
+        self.shape = shape_of(bundle)
 
 
 @dataclass
@@ -363,7 +365,7 @@ class Answering:
             )
             for number, (asked, answer) in enumerate(zip(group, answers, strict=True))
         ]  # fmt: skip
-        failure = self._log.write(rows)
+        failure = self._log.write(rows, served.shape)
         if failure:
             self._metrics.broken("prediction log")
         for asked, row in zip(group, rows, strict=True):

@@ -26,6 +26,7 @@ from sameworld.server.answering import Answering, Served
 from sameworld.server.config import ServerConfig, from_environment, on_loopback
 from sameworld.server.lanes import GuardedLane, NativeLane, choose
 from sameworld.server.metrics import Metrics
+from sameworld.server.rotating import Rotating
 from sameworld.server.routes import (
     ConflictError,
     ForbiddenError,
@@ -73,6 +74,13 @@ class Server:
         }
         self.store = open_store(config, bundles.values(), self.clock)
         self.log = PredictionLog(Path(config.state), self.clock)
+        self._rotating = Rotating(
+            self.log,
+            Path(config.state),
+            self.metrics,
+            keep_bytes=config.keep_prediction_bytes,
+            keep_days=config.keep_prediction_days,
+        )
         self._models = {name: self._served(name, bundle) for name, bundle in bundles.items()}
         self._readers = {
             name: RequestReader(name, bundle.description.request) for name, bundle in bundles.items()
@@ -94,6 +102,7 @@ class Server:
 
     def start(self) -> None:
         """Warm up, and begin to keep guarded processes alive; needs a running loop."""
+        self._rotating.start()
         for served in self._models.values():
             self._warm(served)
             if isinstance(served.lane, GuardedLane):
@@ -115,7 +124,7 @@ class Server:
                 await served.lane.stop()
         for pool in (*self._preparers.values(), self._writer):
             pool.shutdown()
-        self.log.close()
+        await self._rotating.stop()
         self.store.close()
 
     # routes

@@ -23,6 +23,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         models: route name -> bundle address.
         replay: whether moments and available times are given from outside.
         durability: what an acknowledged event survives.
+        keep_prediction_bytes, keep_prediction_days: how much of the rotated prediction log to keep, and for how long; all and for ever by default.
         host, port: where to listen.
         workers: how many processes answer behind the port.
         drain_seconds: how long a server that was told to stop says so at /readyz and still takes new connections.
@@ -36,6 +37,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     models: dict[str, str]
     replay: bool = False
     durability: Literal["process", "disk"] = "disk"
+    keep_prediction_bytes: int | None = None
+    keep_prediction_days: float | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1

@@ -77,6 +77,11 @@ class RecordLog:
         return log
 
     @property
+    def first_number(self) -> int:
+        """The number of the newest segment's first record."""
+        return self._first
+
+    @property
     def next_number(self) -> int:
         """The number the next record will get: how many records the log has had."""
         return self._next
@@ -121,6 +126,21 @@ class RecordLog:
         self._end += len(group)
         self._next = numbers.stop
         return numbers
+
+    def begin_segment(self) -> None:
+        """Begin a new segment, if the newest has records; what was appended so far is then complete.
+
+        Raises:
+            LogError: it cannot be begun; the next append tries again.
+        """
+        if self._next > self._first:
+            self._full = True
+            try:
+                if not self._settled:
+                    self._cut_back()
+                self._use_segment(self._next)
+            except OSError as error:
+                raise _os_error(self._folder, error) from error
 
     def refresh(self) -> None:
         """Catch up with what another writer appended, and cut the torn tail it may have left.
@@ -229,6 +249,33 @@ def read(
             first = yield from _read_segment(folder, first, start, damaged == "skip")
     except OSError as error:
         raise _os_error(folder, error) from error
+
+
+def segments(folder: Path) -> list[int]:
+    """Give the first record numbers of a log's segments, in order; none without the folder."""
+    return sorted(_segments(folder))
+
+
+def read_segment(
+    folder: Path, first: int, *, damaged: Literal["raise", "skip"] = "raise"
+) -> Iterator[tuple[int, bytes | None]]:
+    """The records of one segment with their numbers, as `read` gives them.
+
+    Raises:
+        FileNotFoundError: there is no such segment.
+        LogError: as `read`.
+    """
+    try:
+        yield from _read_segment(folder, first, first, damaged == "skip")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _os_error(folder, error) from error
+
+
+def remove_segment(folder: Path, first: int) -> None:
+    """Remove a segment whose records are kept elsewhere; only ever the oldest, so that what is left has no gap."""
+    _segment_path(folder, first).unlink(missing_ok=True)
 
 
 def _read_segment(

@@ -196,8 +196,8 @@ def fingerprint_of(
     where = environment()
     versions = {name: where[name] for name in (*_ALWAYS, *(_WITH_FUNCTIONS if derived else ()))}
     return Fingerprint(
-        features={name: _meaning(feature) for name, feature in features.items()},
-        label=None if label is None else _meaning(label),
+        features={name: meaning(feature) for name, feature in features.items()},
+        label=None if label is None else meaning(label),
         sources=seen.sources,
         moments=seen.moments,
         world=world,
@@ -206,7 +206,8 @@ def fingerprint_of(
     )
 
 
-def _meaning(definition: msgspec.Struct) -> str:
+def meaning(definition: msgspec.Struct) -> str:
+    """Give the hash of a definition; where its data lie is not part of it."""
     return content_hash(without_data(as_json(definition)))
 
 

@@ -1,0 +1,82 @@
+"""Keeps the prediction log rotated while a server runs: in a process of its own, so that no answer waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from sameworld.server.metrics import Metrics
+from sameworld.stores.prediction_log import PredictionLog
+from sameworld.stores.rotation import rotate, waiting
+
+_LOOK_SECONDS = 5.0
+_OLDEST_SECONDS = 3600.0
+_PAUSE_SECONDS = 60.0
+
+
+class Rotating:
+    """Rotates one process's log and those that ended processes left; several may do it on one folder.
+
+    Args:
+        log: this process's.
+        state: the server's folder.
+        metrics: counts what could not be rotated.
+        keep_bytes, keep_days: see `rotate`.
+    """
+
+    def __init__(
+        self,
+        log: PredictionLog,
+        state: Path,
+        metrics: Metrics,
+        *,
+        keep_bytes: int | None = None,
+        keep_days: float | None = None,
+    ) -> None:
+        self._log = log
+        self._state = state
+        self._metrics = metrics
+        self._keep = {"keep_bytes": keep_bytes, "keep_days": keep_days}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look every few seconds; needs a running loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        left = True  # by processes that ended before this one began
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            self._log.complete(_OLDEST_SECONDS)
+            if left or waiting(self._state):
+                left = False
+                if not await self._rotate():
+                    self._metrics.broken("rotation")
+                    await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _rotate(self) -> bool:
+        """Rotate once in another process; tell whether nothing went wrong."""
+        flags = [
+            f"--{name.replace('_', '-')}={value}" for name, value in self._keep.items() if value is not None
+        ]
+        try:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "sameworld.stores.rotation", str(self._state), *flags
+            )
+        except OSError:
+            return False
+        try:
+            return await child.wait() == 0
+        finally:
+            if child.returncode is None:  # this is being stopped; whoever rotates next does it again
+                child.kill()
+                await child.wait()
+
+    async def stop(self) -> None:
+        """Stop looking, close the log and rotate all of it."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._log.close()
+        await asyncio.get_running_loop().run_in_executor(None, lambda: rotate(self._state, **self._keep))

@@ -1,0 +1,86 @@
+"""A prediction as the log has it: the record, its values to the bit, and the shape that gives its lists their names and types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+
+class Prediction(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """One answer.
+
+    Args:
+        id: unique.
+        model, version: the model's name and its bundle's address.
+        t: microseconds; the moment.
+        sequence: the last event in the snapshot that was read.
+        value, tier, reason: what the caller got.
+        request: the request's fields in the bundle's order; instants in microseconds.
+        features: the feature columns in the bundle's order, as the model saw them (see `logged`); None when it saw none.
+        replayed: whether the moment was given by a replay.
+        elapsed_us: from the request's arrival to the writing of this row.
+        policy, propensity, seed: of an explored decision; none yet.
+        ages: source name -> microseconds since its latest row that was readable; None for a source without rows. None when nothing was judged.
+        defaults: the feature columns whose value was replaced, in the bundle's order. None when none was.
+    """
+
+    id: str
+    model: str
+    version: str
+    t: int
+    sequence: int
+    value: float
+    tier: str
+    reason: str
+    request: list[Any]
+    features: list[Any] | None
+    replayed: bool
+    elapsed_us: int
+    policy: str | None = None
+    propensity: float | None = None
+    seed: int | None = None
+    ages: dict[str, int | None] | None = None
+    defaults: list[str] | None = None
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """The names and types of what one model version's records list; the same for as long as the version is.
+
+    Args:
+        request: request field -> family, in the bundle's order.
+        features: feature column -> its type, as `str` gives it, in the bundle's order.
+        meanings: feature column -> hash of its definition.
+    """
+
+    request: dict[str, str]
+    features: dict[str, str]
+    meanings: dict[str, str]
+
+
+def logged(column: pa.Array) -> list[Any]:
+    """Give a feature column's values as a record has them, to the bit: instants in microseconds, decimals as text."""
+    if _has(column.type, pa.types.is_timestamp):
+        column = column.cast(pa.list_(pa.int64()) if pa.types.is_list(column.type) else pa.int64())
+    values = column.to_pylist()
+    return _each(values, str) if _has(column.type, pa.types.is_decimal) else values
+
+
+def column_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Give the feature column of what `logged` gave."""
+    return pa.array(_each(values, Decimal) if _has(kind, pa.types.is_decimal) else list(values), kind)
+
+
+def _has(kind: pa.DataType, is_one: Callable[[pa.DataType], bool]) -> bool:
+    """Whether values of this type are, or are lists of, what is asked about."""
+    return is_one(kind.value_type if pa.types.is_list(kind) else kind)
+
+
+def _each(values: Sequence[Any], change: Callable[[Any], Any]) -> list[Any]:
+    return [
+        None if value is None else _each(value, change) if isinstance(value, list) else change(value)
+        for value in values
+    ]
