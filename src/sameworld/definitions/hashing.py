@@ -6,12 +6,12 @@ import hashlib
 import json
 from typing import Any
 
-_LATER = frozenset({"corrections_within"})
+_LATER: dict[str, Any] = {"corrections_within": None, "served": False}
 
 
 def as_first_hashed(data: dict[str, Any]) -> dict[str, Any]:
     """Leave out the options that definitions did not always have and that are not given, so that older definitions keep their hashes."""
-    return {name: value for name, value in data.items() if not (name in _LATER and value is None)}
+    return {name: value for name, value in data.items() if not (name in _LATER and value == _LATER[name])}
 
 
 def content_hash(value: Any, *, digits: int = 16) -> str:

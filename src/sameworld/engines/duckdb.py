@@ -80,6 +80,10 @@ class DuckDBEngine:
         self._say = say
         self._kept = None if cache is None else Kept(Cache(cache), self, self._threads, say)
 
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
     def close(self) -> None:
         """Give back memory."""
         self._con.close()

@@ -64,6 +64,11 @@ class Change:
 class Engine(Protocol):
     """One engine. Values must equal the oracle's bit for bit: see `sameworld.testing`."""
 
+    @property
+    def folder(self) -> Path:
+        """What relative paths in definitions start from."""
+        ...
+
     def describe(self, data: Any, what: str) -> dict[str, str]:
         """Give a table's columns and their DuckDB types.
 

@@ -31,6 +31,7 @@ from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.engines.interface import Asked, Rows
 from sameworld.errors import DataError, DefinitionError, Problems, nearest
 from sameworld.stores.history import served_rows
+from sameworld.training.logged import opened
 
 STANDINGS = {
     "used": "the value is made of it",
@@ -293,7 +294,7 @@ def explain(
         None,
         model.moments,
         described,
-        engine.describe(model.moments.data, "the moments"),
+        engine.describe(opened(model.moments, engine).data, "the moments"),
     )
     if problems:
         raise Problems(f"Feature {feature!r}", problems)

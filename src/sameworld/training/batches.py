@@ -76,7 +76,7 @@ def training_batches(
     total = seen.moments.rows
     say(plan.summary(total))
     parts = Parts(plan, seen, plan.fingerprint(seen))
-    tables = (parts.compute(read) for read in moment_batches(chosen, moments, rows_a_batch))
+    tables = (parts.compute(read) for read in moment_batches(chosen, plan.moments, rows_a_batch))
     first = next(tables)
     schema = first.schema
     waiting = itertools.chain([first], tables)

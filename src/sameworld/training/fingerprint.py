@@ -22,7 +22,7 @@ from sameworld.definitions.moments import Moments
 from sameworld.definitions.source import Source
 from sameworld.engines.cache import fingerprint_of_files
 from sameworld.engines.contents import content_of
-from sameworld.engines.interface import Engine, World
+from sameworld.engines.interface import Engine, Rows, World
 from sameworld.engines.kept_rows import code
 from sameworld.errors import DataError
 from sameworld.training.environment import environment
@@ -158,18 +158,21 @@ class Seen:
         schemas: Mapping[str, Schema],
         moments: Moments,
         asks: Schema,
+        rows: Mapping[str, Sequence[Rows | None]],
     ) -> Seen:
         """Take the contents of all data.
 
         Args:
             schemas: source content -> its columns and their types.
             asks: the moments' columns and their types.
+            rows: source content -> where its rows are beside its data.
         """
         files: dict[Path, tuple[str, int, int]] = {}
         known: dict[str, Data] = {}
         for source in sources:
             what = f"source {source.name!r}"
-            known[source.name] = _data(engine, source.data, what, [dict(schemas[source.content])], files)
+            about = [dict(schemas[source.content]), *_beside(rows.get(source.content, ()))]
+            known[source.name] = _data(engine, source.data, what, about, files)
         asked = [dict(asks), moments.at, moments.timezone]
         return cls(known, _data(engine, moments.data, "the moments", asked, files), files)
 
@@ -209,6 +212,15 @@ def fingerprint_of(
 def meaning(definition: msgspec.Struct) -> str:
     """Give the hash of a definition; where its data lie is not part of it."""
     return content_hash(without_data(as_json(definition)))
+
+
+def _beside(rows: Sequence[Rows | None]) -> list[Any]:
+    """Give what is to be hashed of a cutover and an event log; nothing where there is neither."""
+    found = [
+        None if each is None else [each.cutover, None if each.log is None else content_of(each.log)]
+        for each in rows
+    ]
+    return found if any(each not in (None, [None, None]) for each in found) else []
 
 
 def _data(

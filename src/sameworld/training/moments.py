@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,21 +14,35 @@ from sameworld.asof.values import float_column
 from sameworld.definitions.moments import Moments
 from sameworld.engines.interface import Engine
 from sameworld.errors import DataError, nearest
+from sameworld.training.logged import AS_OF, OWN, SERVED, opened
 
 _WHAT = "the moments"
 
 
 @dataclass(frozen=True)
 class MomentTable:
-    """Moments as read: `at` in microseconds, shape (moments,), and one column a request field."""
+    """Moments as read.
+
+    Args:
+        at: shape (moments,), microseconds.
+        fields: one column a request field.
+        as_of: shape (moments,), microseconds: rows readable before it count; None where that is `at`.
+        served: feature column -> what a prediction log says was served; None where features are to be computed.
+    """
 
     at: NDArray[np.int64]
     fields: pa.Table
+    as_of: NDArray[np.int64] | None = None
+    served: Mapping[str, pa.Array] | None = None
 
 
 def request_schema(moments: Moments, schema: Schema) -> dict[str, str]:
     """Give request field -> family of its type (integer, float, boolean, text, instant), from the moments' columns."""
-    families = {name: kind_of(kind) for name, kind in supported(schema).items() if name != moments.at}
+    families = {
+        name: kind_of(kind)
+        for name, kind in supported(schema).items()
+        if name != moments.at and not name.startswith(OWN)
+    }
     read_as = {"naive": "instant", "decimal": "float"}
     return {name: read_as.get(family, family) for name, family in families.items()}
 
@@ -39,6 +53,7 @@ def read_moments(engine: Engine, moments: Moments) -> MomentTable:
     Raises:
         DataError: the time column is missing, naive without a timezone, or null somewhere.
     """
+    moments = opened(moments, engine)
     schema = engine.describe(moments.data, _WHAT)
     _check_at(moments, schema)
     table = engine.table(moments.data, _WHAT, timezone=moments.timezone)
@@ -51,6 +66,7 @@ def moment_batches(engine: Engine, moments: Moments, rows: int) -> Iterator[Mome
     Raises:
         DataError: as `read_moments`.
     """
+    moments = opened(moments, engine)
     schema = engine.describe(moments.data, _WHAT)
     _check_at(moments, schema)
     for table in engine.batches(moments.data, _WHAT, rows=rows, timezone=moments.timezone):
@@ -78,7 +94,13 @@ def _moment_table(table: pa.Table, moments: Moments, schema: Schema) -> MomentTa
     fields = {
         name: _field(table[name], family, name) for name, family in request_schema(moments, schema).items()
     }
-    return MomentTable(at.cast(pa.int64()).to_numpy(), pa.table(fields))
+    as_of = table[AS_OF].to_numpy() if AS_OF in table.column_names else None
+    served = {
+        name.removeprefix(SERVED): table[name].combine_chunks()
+        for name in table.column_names
+        if name.startswith(SERVED)
+    }
+    return MomentTable(at.cast(pa.int64()).to_numpy(), pa.table(fields), as_of, served or None)
 
 
 def _field(column: pa.ChunkedArray, family: str, name: str) -> pa.Array:

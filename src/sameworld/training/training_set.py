@@ -22,14 +22,15 @@ from sameworld.asof.values import float_column
 from sameworld.definitions.feature import Feature, Outcome
 from sameworld.definitions.label import Label
 from sameworld.definitions.model import Fallback, Model
-from sameworld.definitions.moments import Moments
+from sameworld.definitions.moments import Log, Moments
 from sameworld.definitions.source import Source
 from sameworld.definitions.windows import Window
 from sameworld.engines.cache import cache_folder
 from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.engines.interface import Asked, Engine, Rows, World
-from sameworld.errors import DataError, DefinitionError, Problems, SameworldError
+from sameworld.errors import DataError, DefinitionError, LogError, Problems, SameworldError
 from sameworld.training.fingerprint import Fingerprint, Seen, fingerprint_of
+from sameworld.training.logged import OWN, opened, rows_then
 from sameworld.training.moments import MomentTable, read_moments, request_schema
 
 Say = Callable[[str], None]
@@ -104,7 +105,7 @@ def training_set(
     try:
         plan = planned(features, moments, label, engine=chosen, world=world, as_of=as_of)
         seen = plan.seen()
-        read = read_moments(chosen, moments)
+        read = read_moments(chosen, plan.moments)
         say(plan.summary(read.at.shape[0]))
         table = plan.table(plan.at(read))
         seen.check()
@@ -131,11 +132,12 @@ class Plan:
     """What is decided once, be it for all moments or for one part of them after another: see `planned`.
 
     Args:
-        features, moments, label, engine, world, rows: as given.
+        features, moments, label, engine, world, rows: as given; moments of a log as a table.
         as_of: microseconds; labels are as known then.
         schemas: source content -> pinned schema.
         asks: the moments' columns and types.
         groupings: what the features read.
+        outcomes: source content -> where the label's rows are, when not just in its data.
     """
 
     features: Mapping[str, Feature]
@@ -148,6 +150,7 @@ class Plan:
     schemas: dict[str, dict[str, str]]
     asks: Schema
     groupings: tuple[Grouping, ...]
+    outcomes: Mapping[str, Rows]
 
     @property
     def sources(self) -> list[Source]:
@@ -156,7 +159,8 @@ class Plan:
 
     def seen(self) -> Seen:
         """Take the contents of the data as they are now."""
-        return Seen.of(self.engine, self.sources, self.schemas, self.moments, self.asks)
+        rows = {content: (self.rows.get(content), self.outcomes.get(content)) for content in self.schemas}
+        return Seen.of(self.engine, self.sources, self.schemas, self.moments, self.asks, rows)
 
     def fingerprint(self, seen: Seen) -> Fingerprint:
         """Give what the values are made of."""
@@ -174,26 +178,29 @@ class Plan:
             read: the moments.
             until: gives the time of training from the moments' times; the label is computed as known then, too.
         """
-        asked = Asked(read.fields, read.at, read.at)
-        aggregates = self.engine.aggregates(
-            self.groupings, self.schemas, asked, rows=self.rows, world=self.world
-        )
-        columns = evaluate(
-            self.features,
-            aggregates,
-            {name: _chunk(read.fields[name]) for name in read.fields.column_names},
-        )
+        columns = dict(read.served) if read.served is not None else self._computed(read)
         outcome = label_then = None
         trained_at = until(read.at) if until is not None and read.at.size else None
         mature = np.ones(read.at.shape[0], np.bool_)
         label = self.label
         if label is not None:
-            outcome = label_at(label, self.engine, self.schemas, read, self.as_of, self.rows)
+            outcome = label_at(label, self.engine, self.schemas, read, self.as_of, self.outcomes)
             mature = read.at + label.within_microseconds + label.settles_microseconds < self.as_of
             if trained_at is not None:
-                label_then = label_at(label, self.engine, self.schemas, read, trained_at, self.rows)
+                label_then = label_at(label, self.engine, self.schemas, read, trained_at, self.outcomes)
         request = request_schema(self.moments, self.asks)
         return TrainingSet(read, columns, outcome, mature, self.schemas, request, trained_at, label_then)
+
+    def _computed(self, read: MomentTable) -> dict[str, pa.Array]:
+        asked = Asked(read.fields, read.at, read.at if read.as_of is None else read.as_of)
+        aggregates = self.engine.aggregates(
+            self.groupings, self.schemas, asked, rows=self.rows, world=self.world
+        )
+        return evaluate(
+            self.features,
+            aggregates,
+            {name: _chunk(read.fields[name]) for name in read.fields.column_names},
+        )
 
     def table(self, computed: TrainingSet) -> pa.Table:
         """Give what was computed as a table: the time asked, every feature, and the label where it has matured."""
@@ -223,7 +230,10 @@ def planned(
         Problems: everything that is wrong with the definitions and their data, at once.
     """
     now = as_of if as_of is not None else time.time_ns() // 1000
-    asks = engine.describe(moments.data, "the moments")
+    log = moments.data
+    moments = opened(moments, engine, features)
+    described = engine.describe(moments.data, "the moments")
+    asks = {name: kind for name, kind in described.items() if not name.startswith(OWN)}
     sources = sources_of(features, label)
     schemas = {source.content: engine.describe(source.data, f"source {source.name!r}") for source in sources}
     problems = check_model(features, label, moments, schemas, asks, fallbacks=fallbacks)
@@ -231,7 +241,10 @@ def planned(
         raise Problems("The plan", problems)
     schemas = {content: supported(schema) for content, schema in schemas.items()}
     groupings = groupings_of(aggregates_of(features.values()))
-    return Plan(features, moments, label, engine, world, rows or {}, now, schemas, asks, groupings)
+    rows = outcomes = rows or {}
+    if isinstance(log, Log):
+        rows, outcomes = rows_then(log, engine, sources, label, schemas)
+    return Plan(features, moments, label, engine, world, rows, now, schemas, asks, groupings, outcomes)
 
 
 def compute(
@@ -258,7 +271,7 @@ def compute(
     plan = planned(
         features, moments, label, engine=engine, world=world, as_of=as_of, rows=rows, fallbacks=fallbacks
     )
-    read = read_moments(engine, moments)
+    read = read_moments(engine, plan.moments)
     say(plan.summary(read.at.shape[0]))
     return plan.at(read, until)
 
@@ -274,8 +287,9 @@ def problems_of(model: Model, engine: Engine) -> list[SameworldError]:
         except DataError as problem:
             problems.append(problem)
     try:
-        described = engine.describe(model.moments.data, "the moments")
-    except DataError as problem:
+        moments = opened(model.moments, engine, model.features)
+        described = engine.describe(moments.data, "the moments")
+    except (DataError, LogError) as problem:
         problems.append(problem)
     return problems or check_model(
         model.features, model.label, model.moments, schemas, described, fallbacks=model.fallbacks

@@ -164,7 +164,7 @@ def write_training_set(
             rows = kept = number = 0
             expected: set[Path] = set()
             for number, read in enumerate(
-                moment_batches(chosen, moments, rows_a_file), 1
+                moment_batches(chosen, plan.moments, rows_a_file), 1
             ):  # how many there were
                 part = _part(to, number - 1, rows, read, partition_by)
                 expected.update(part.files)
