@@ -126,6 +126,9 @@ def test_a_flipped_request_field_is_found(played: SmallWorld) -> None:
 
 
 def test_a_record_whose_checksum_is_broken_is_found(played: SmallWorld) -> None:
+    played.rewrite_log(
+        lambda prediction: prediction
+    )  # records again, which a stopped server leaves as Parquet
     (segment,) = (played.state / "predictions").glob("*/*.log")
     content = bytearray(segment.read_bytes())
     content[len(content) // 2] ^= 1

@@ -18,6 +18,7 @@ import pytest
 from every_aggregation import COLUMNS
 
 from sameworld.asof.schema import value_type
+from sameworld.errors import LogError
 from sameworld.stores.clock import SystemClock
 from sameworld.stores.prediction_log import (
     Prediction,
@@ -384,3 +385,19 @@ def test_a_value_that_cannot_be_written_is_said_and_stops_nothing(tmp_path: Path
     assert log.write([prediction(1, log)], ONE) == ""
     log.close()
     assert rotate(tmp_path).rows == 1
+
+
+def test_a_damaged_part_is_named_and_the_others_are_read(tmp_path: Path) -> None:
+    written(tmp_path, 3, segment_bytes=100).close()
+    rotate(tmp_path)
+    path = sorted(path for paths in rotated(tmp_path).values() for path in paths)[1]
+    content = bytearray(path.read_bytes())
+    content[content.index(b"u1")] ^= 1
+    path.write_bytes(content)
+
+    found = list(predictions(tmp_path))
+
+    assert [None if p is None else p.t for _, p in found] == [0, None, 2]
+    assert found[1][0].endswith(path.name)
+    with pytest.raises(LogError, match="is damaged"):
+        list(tables(tmp_path, "m"))

@@ -37,7 +37,8 @@ class Rotating:
         self._log = log
         self._state = state
         self._metrics = metrics
-        self._keep = {"keep_bytes": keep_bytes, "keep_days": keep_days}
+        self._keep_bytes = keep_bytes
+        self._keep_days = keep_days
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -57,9 +58,8 @@ class Rotating:
 
     async def _rotate(self) -> bool:
         """Rotate once in another process; tell whether nothing went wrong."""
-        flags = [
-            f"--{name.replace('_', '-')}={value}" for name, value in self._keep.items() if value is not None
-        ]
+        flags = [] if self._keep_bytes is None else [f"--keep-bytes={self._keep_bytes}"]
+        flags += [] if self._keep_days is None else [f"--keep-days={self._keep_days}"]
         try:
             child = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "sameworld.stores.rotation", str(self._state), *flags
@@ -79,4 +79,4 @@ class Rotating:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._log.close()
-        await asyncio.get_running_loop().run_in_executor(None, lambda: rotate(self._state, **self._keep))
+        await asyncio.to_thread(rotate, self._state, keep_bytes=self._keep_bytes, keep_days=self._keep_days)

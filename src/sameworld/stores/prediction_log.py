@@ -32,7 +32,7 @@ __all__ = ["Prediction", "PredictionLog", "Shape", "column_of", "logged", "predi
 _SECOND = 1_000_000
 _PART = re.compile(r"part-(.+)-([0-9]{20})\.parquet")
 _encode = msgspec.msgpack.Encoder().encode
-decode = msgspec.msgpack.Decoder(Prediction).decode
+_decode = msgspec.msgpack.Decoder(Prediction).decode
 
 
 class PredictionLog:
@@ -195,22 +195,35 @@ def all_segments(state: Path) -> list[Segment]:
 def records(state: Path, segment: Segment) -> list[tuple[int, Prediction | None]] | None:
     """Give a segment's (number, prediction), None for a record that is damaged; None when the segment is Parquet by now."""
     try:
-        return [
-            (number, None if record is None else decode(record))
-            for number, record in read_segment(segment.raw_folder(state), segment.first, damaged="skip")
-        ]
+        return list(decoded(state, segment))
     except FileNotFoundError:
         return None
 
 
+def decoded(state: Path, segment: Segment) -> Iterator[tuple[int, Prediction | None]]:
+    """Give a segment's (number, prediction), None for a record that is damaged.
+
+    Raises:
+        FileNotFoundError: it is Parquet by now.
+    """
+    for number, record in read_segment(segment.raw_folder(state), segment.first):
+        yield number, None if record is None else _decode(record)
+
+
 def predictions(folder: Path) -> Iterator[tuple[str, Prediction | None]]:
-    """Give (where, prediction) of every process's log under a store's folder, oldest process first; None for a record that is damaged."""
+    """Give (where, prediction) of every process's log under a store's folder, oldest process first; None for a record, or a part, that is damaged."""
     for segment in all_segments(folder):
         found = records(folder, segment)
         if found is None:
-            parts = (part_table(path) for path in segment.parts(folder))
-            read = (row for part in parts if part is not None for row in predictions_of(part))
-            found = sorted(((number, prediction) for _, number, prediction in read), key=lambda row: row[0])
+            found = []
+            for path in segment.parts(folder):
+                try:
+                    part = part_table(path)
+                except LogError:
+                    yield str(path.relative_to(parquet_folder(folder))), None
+                else:
+                    found += [] if part is None else predictions_of(part)
+            found.sort(key=lambda row: row[0])
         for number, prediction in found:
             yield f"{segment.process}#{number}", prediction
 
@@ -277,13 +290,23 @@ def shape_of(state: Path, segment: Segment, version: str) -> Shape:
 
 
 def part_table(path: Path, columns: Callable[[str], bool] = lambda _: True) -> pa.Table | None:
-    """Read a part, or some of its columns; None when retention has removed it meanwhile."""
+    """Read a part, or some of its columns; None when retention has removed it meanwhile.
+
+    Raises:
+        LogError: it is damaged.
+    """
     try:
-        file = pq.ParquetFile(path)
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read([name for name in file.schema_arrow.names if columns(name)])
     except FileNotFoundError:
         return None
-    with file:
-        return file.read([name for name in file.schema_arrow.names if columns(name)])
+    except (OSError, pa.ArrowException) as error:
+        raise LogError(
+            f"Part '{path.name}' of the prediction log is damaged.",
+            where=str(path),
+            found=str(error).splitlines()[0],
+            do="restore the part from a copy, or move it away.",
+        ) from error
 
 
 def _shape_path(folder: Path, version: str) -> Path:

@@ -6,7 +6,7 @@ features with `feature_`, so that no name of a user's is ever one of the log's o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 import pyarrow as pa
@@ -17,6 +17,7 @@ from sameworld.stores.prediction import Prediction, Shape, column_of, logged
 REQUEST, FEATURE = "request_", "feature_"
 _SHAPE = b"sameworld.shape"
 _INSTANT = pa.timestamp("us", tz="UTC")
+_made: Callable[..., Prediction] = Prediction
 _WORD = pa.dictionary(pa.int32(), pa.string())  # what says the same in many rows
 
 OWN = pa.schema(
@@ -81,8 +82,8 @@ def table_of(process: str, records: Sequence[tuple[int, Prediction]], shape: Sha
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def predictions_of(table: pa.Table) -> Iterator[tuple[str, int, Prediction]]:
-    """Give (process, number, prediction) for every row of what `table_of` gave."""
+def predictions_of(table: pa.Table) -> Iterator[tuple[int, Prediction]]:
+    """Give (number, prediction) for every row of what `table_of` gave."""
     request, features = (
         [_values(table, name) for name in table.column_names if name.startswith(prefix)]
         for prefix in (REQUEST, FEATURE)
@@ -97,9 +98,9 @@ def predictions_of(table: pa.Table) -> Iterator[tuple[str, int, Prediction]]:
     )  # fmt: skip
     seen = zip(*request, strict=True) if request else iter([()] * table.num_rows)
     used = zip(*features, strict=True) if features else iter([()] * table.num_rows)
-    rows = zip(own["process"], own["number"], own["vector"], fixed, seen, used, then, strict=True)
-    for process, number, vector, first, asked, vectors, last in rows:
-        yield process, number, Prediction(*first, list(asked), list(vectors) if vector else None, *last)
+    rows = zip(own["number"], own["vector"], fixed, seen, used, then, strict=True)
+    for number, vector, first, asked, vectors, last in rows:
+        yield number, _made(*first, list(asked), list(vectors) if vector else None, *last)
 
 
 def _transposed(rows: Sequence[Sequence[object]], width: int) -> list[tuple[object, ...]]:

@@ -256,17 +256,15 @@ def segments(folder: Path) -> list[int]:
     return sorted(_segments(folder))
 
 
-def read_segment(
-    folder: Path, first: int, *, damaged: Literal["raise", "skip"] = "raise"
-) -> Iterator[tuple[int, bytes | None]]:
-    """The records of one segment with their numbers, as `read` gives them.
+def read_segment(folder: Path, first: int) -> Iterator[tuple[int, bytes | None]]:
+    """The records of one segment with their numbers; None for one that is damaged or missing.
 
     Raises:
         FileNotFoundError: there is no such segment.
-        LogError: as `read`.
+        LogError: it cannot be read.
     """
     try:
-        yield from _read_segment(folder, first, first, damaged == "skip")
+        yield from _read_segment(folder, first, first, True)
     except FileNotFoundError:
         raise
     except OSError as error:

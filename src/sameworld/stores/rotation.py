@@ -30,14 +30,14 @@ from sameworld.stores.prediction import Shape
 from sameworld.stores.prediction_log import (
     Segment,
     by_version,
-    decode,
+    decoded,
     held,
     raw,
     rotated,
     shape_of,
 )
 from sameworld.stores.prediction_table import table_of
-from sameworld.stores.record_log import read_segment, remove_segment
+from sameworld.stores.record_log import remove_segment
 
 _DAY_SECONDS = 86_400
 _CHUNK_ROWS = 16_384  # as records they take ten times the memory that they take as columns
@@ -128,12 +128,11 @@ def _rotate_process(state: Path, process: str, done: Rotated) -> None:
 
 def _rotate_segment(state: Path, segment: Segment) -> int:
     """Write a segment's parts, then remove it; give how many predictions it had."""
-    folder = segment.raw_folder(state)
     shapes: dict[str, Shape] = {}
     tables: dict[tuple[str, str], list[pa.Table]] = {}
     count = 0
-    records = read_segment(folder, segment.first)
-    while chunk := [(number, decode(record)) for number, record in islice(records, _CHUNK_ROWS)]:
+    records = decoded(state, segment)
+    while chunk := list(islice(records, _CHUNK_ROWS)):
         for (model, version), rows in by_version(chunk, segment).items():
             if version not in shapes:
                 shapes[version] = shape_of(state, segment, version)
@@ -144,7 +143,7 @@ def _rotate_segment(state: Path, segment: Segment) -> int:
         path = segment.part(state, model, version)
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(pa.concat_tables(made).unify_dictionaries(), path)
-    remove_segment(folder, segment.first)
+    remove_segment(segment.raw_folder(state), segment.first)
     return count
 
 
@@ -153,7 +152,7 @@ def _write(table: pa.Table, path: Path) -> None:
     fresh = path.with_name(f".{path.name}.new")
     try:
         with fresh.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
+            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, path)
