@@ -164,7 +164,9 @@ def test_only_complete_segments_of_a_living_process_are_rotated(tmp_path: Path) 
     assert rotate(tmp_path).rows == 0
     assert [where.split("#")[1] for where, _ in predictions(tmp_path)] == ["0", "1"]
 
+    assert not waiting(tmp_path)
     log.close()
+    assert waiting(tmp_path)
     assert rotate(tmp_path).rows == 1
     assert [path.name for path in (tmp_path / "predictions").iterdir() if path.is_dir()] == ["parquet"]
 

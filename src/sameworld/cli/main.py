@@ -22,6 +22,23 @@ if TYPE_CHECKING:
 _Command = Callable[..., Any]
 
 
+def _told(command: _Command) -> _Command:
+    """Print errors as this tool does."""
+
+    @wraps(command)
+    def run(*args: Any, as_json: bool, **options: Any) -> None:
+        try:
+            command(*args, as_json=as_json, **options)
+        except SameworldError as error:
+            show.failure(error, as_json=as_json)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            show.err.print("Interrupted; nothing is half-written.", style="yellow")
+            sys.exit(130)
+
+    return run
+
+
 def _common(command: _Command) -> _Command:
     """Add --world and --json, and print errors as this tool does."""
 
@@ -34,16 +51,10 @@ def _common(command: _Command) -> _Command:
         help="The world file.",
     )
     @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+    @_told
     @wraps(command)
-    def run(*args: Any, as_json: bool, **options: Any) -> None:
-        try:
-            command(*args, as_json=as_json, **options)
-        except SameworldError as error:
-            show.failure(error, as_json=as_json)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            show.err.print("Interrupted; nothing is half-written.", style="yellow")
-            sys.exit(130)
+    def run(*args: Any, **options: Any) -> None:
+        command(*args, **options)
 
     return run
 
@@ -306,6 +317,16 @@ def training_set(
     show_default=True,
     help="What an acknowledged event survives: a kill, or a power cut.",
 )
+@click.option(
+    "--keep-predictions",
+    metavar="SIZE",
+    help="Keep at most so much of the rotated prediction log, such as 50GB. All by default.",
+)
+@click.option(
+    "--keep-predictions-for",
+    metavar="DURATION",
+    help="Remove rotated predictions after so long, such as 90d. Never by default.",
+)
 def serve(
     models: tuple[str, ...],
     world: Path,
@@ -320,8 +341,11 @@ def serve(
     replay: bool,
     cutover: str | None,
     durability: Any,
+    keep_predictions: str | None,
+    keep_predictions_for: str | None,
 ) -> None:
     """Serve MODELS (all trained ones by default; NAME or NAME=BUNDLE) until interrupted."""
+    from sameworld.definitions.durations import microseconds  # noqa: PLC0415
     from sameworld.server.config import ServerConfig  # noqa: PLC0415
     from sameworld.server.run import fill  # noqa: PLC0415
     from sameworld.server.run import serve as run  # noqa: PLC0415
@@ -341,7 +365,13 @@ def serve(
             where=str(registry),
             do="train first: sameworld train.",
         )
+    days = (
+        microseconds(keep_predictions_for, of="--keep-predictions-for") / 86_400e6
+        if keep_predictions_for
+        else None
+    )
     config = ServerConfig(
+        keep_prediction_bytes=show.size(keep_predictions, of="--keep-predictions") if keep_predictions else None, keep_prediction_days=days,
         world=str(loaded.path), registry=str(registry.resolve()), state=str(state.resolve()), models=wanted, replay=replay, durability=durability,
         host=host, port=port, workers=workers, drain_seconds=drain,
         guarded_memory_bytes=show.size(guarded_memory, of="--guarded-memory"), token=os.environ.get("SAMEWORLD_TOKEN"), folder=str(loaded.folder),
@@ -503,6 +533,37 @@ def gap(
         show.out.print(measured.table())
         if report:
             show.out.print(f"report: {report}")
+
+
+@main.command("log")
+@_state
+@click.option("--rotate", is_flag=True, help="Make Parquet of all segments that are complete.")
+@click.option("--trim", help="Rotate, and keep at most so much Parquet, such as 50GB: the oldest goes first.")
+@click.option("--older-than", help="Rotate, and remove Parquet that was written so long ago, such as 90d.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@_told
+def prediction_log(
+    state: Path, rotate: bool, trim: str | None, older_than: str | None, as_json: bool
+) -> None:
+    """Show what the prediction log holds, by model and version; rotate it to Parquet, and trim that."""
+    from sameworld.cli import logged  # noqa: PLC0415
+    from sameworld.definitions.durations import microseconds  # noqa: PLC0415
+    from sameworld.stores.prediction_contents import contents  # noqa: PLC0415
+    from sameworld.stores.rotation import Rotated  # noqa: PLC0415
+    from sameworld.stores.rotation import rotate as run  # noqa: PLC0415
+
+    keep_bytes = None if trim is None else show.size(trim, of="--trim")
+    keep_days = None if older_than is None else microseconds(older_than, of="--older-than") / 86_400e6
+    done: Rotated | None = None
+    if rotate or trim is not None or older_than is not None:
+        done = run(state, keep_bytes=keep_bytes, keep_days=keep_days)
+    held = contents(state)
+    if as_json:
+        show.json_out(logged.as_json(state, held, done))
+    else:
+        logged.tell(state, held, done)
+    if done is not None and done.stayed:
+        sys.exit(1)
 
 
 def _facts(entry: Entry) -> dict[str, Any]:

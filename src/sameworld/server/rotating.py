@@ -10,10 +10,6 @@ from sameworld.server.metrics import Metrics
 from sameworld.stores.prediction_log import PredictionLog
 from sameworld.stores.rotation import rotate, waiting
 
-_LOOK_SECONDS = 5.0
-_OLDEST_SECONDS = 3600.0
-_PAUSE_SECONDS = 60.0
-
 
 class Rotating:
     """Rotates one process's log and those that ended processes left; several may do it on one folder.
@@ -23,6 +19,9 @@ class Rotating:
         state: the server's folder.
         metrics: counts what could not be rotated.
         keep_bytes, keep_days: see `rotate`.
+        look_seconds: between two looks.
+        oldest_seconds: how long a segment is written to at most.
+        pause_seconds: after a rotation that could not be done.
     """
 
     def __init__(
@@ -33,12 +32,18 @@ class Rotating:
         *,
         keep_bytes: int | None = None,
         keep_days: float | None = None,
+        look_seconds: float = 5.0,
+        oldest_seconds: float = 3600.0,
+        pause_seconds: float = 60.0,
     ) -> None:
         self._log = log
         self._state = state
         self._metrics = metrics
         self._keep_bytes = keep_bytes
         self._keep_days = keep_days
+        self._look_seconds = look_seconds
+        self._oldest_seconds = oldest_seconds
+        self._pause_seconds = pause_seconds
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -46,15 +51,18 @@ class Rotating:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
-        left = True  # by processes that ended before this one began
+        clock = asyncio.get_running_loop().time
+        last = clock()
+        limited = self._keep_bytes is not None or self._keep_days is not None
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            self._log.complete(_OLDEST_SECONDS)
-            if left or waiting(self._state):
-                left = False
+            await asyncio.sleep(self._look_seconds)
+            self._log.complete(self._oldest_seconds)
+            # What is too old goes even when nothing new comes.
+            if waiting(self._state) or (limited and clock() - last > self._oldest_seconds):
+                last = clock()
                 if not await self._rotate():
                     self._metrics.broken("rotation")
-                    await asyncio.sleep(_PAUSE_SECONDS)
+                    await asyncio.sleep(self._pause_seconds)
 
     async def _rotate(self) -> bool:
         """Rotate once in another process; tell whether nothing went wrong."""

@@ -16,6 +16,7 @@ import gc
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -94,13 +95,17 @@ def rotate(
 
 
 def waiting(state: Path) -> bool:
-    """Whether there is a segment with another one after it."""
-    before = ""
-    for segment in raw(state):
-        if segment.process == before:
-            return True
-        before = segment.process
-    return False
+    """Whether there is a segment with another one after it, or of a process that has ended."""
+    counts = Counter(segment.process for segment in raw(state))
+    return any(count > 1 or _ended(state / "predictions" / process) for process, count in counts.items())
+
+
+def _ended(folder: Path) -> bool:
+    try:
+        os.close(held(folder, wait=False))
+    except OSError:
+        return False
+    return True
 
 
 def _rotate_process(state: Path, process: str, done: Rotated) -> None:
