@@ -166,6 +166,7 @@ class Answering:
             self._metrics.broken("answering")
             for own in _by_model([asked for asked in batch if not asked.answer.done()]):
                 self._shed(own, f"server: {type(error).__name__}: {error}")
+                self._turns.done(own[0].served.line, own)
 
     def _shed(self, group: Sequence[Asked], reason: str) -> None:
         """Answer requests of one model that nothing was read for."""
@@ -304,28 +305,22 @@ class Answering:
         line = group[0].served.line
         started = time.perf_counter()
         left = max(asked.deadline for asked in group) - started
-        reason, seen = "", None
-        values: NDArray[np.float64] | None = None
         try:
             columns, values = await lane.score(*self._columns(group), wait_seconds=left)
             seen = list(zip(*(logged(columns[name]) for name in group[0].served.columns), strict=True))
             now = time.perf_counter()
             line.learn(len(group), now - started, now)
+            answers = self._judge(group, values)
         except Exception as error:  # noqa: BLE001 # see _native
             known = str(error) if isinstance(error, LaneError) else f"{type(error).__name__}: {error}"
             reason = known if isinstance(error, DeadlineError) else f"model: {known}"
-        finally:
-            self._turns.done(line, group)
+            seen, answers = None, [self._fall_back(asked, reason) for asked in group]
+        self._turns.done(line, group)
         places = [place for place, asked in enumerate(group) if not asked.answer.done()]
-        if not places:
-            return
-        own = [group[place] for place in places]
-        if values is None or seen is None:
-            self._give(own, [self._fall_back(asked, reason) for asked in own], None, t, sequence)
-        elif values.shape != (len(group),):
-            self._give(own, self._judge(group, values)[: len(own)], None, t, sequence)
-        else:
-            self._give(own, self._judge(own, values[places]), [seen[place] for place in places], t, sequence)
+        if places:
+            own = [group[place] for place in places]
+            vectors = [seen[place] for place in places] if seen is not None else None
+            self._give(own, [answers[place] for place in places], vectors, t, sequence)
 
     def _judge(self, group: Sequence[Asked], values: np.ndarray[Any, Any]) -> list[Answer]:
         if values.shape != (len(group),):

@@ -45,9 +45,16 @@ class DeadlineError(LaneError):
 
 
 class NativeLane:
-    """Evaluates features and scores on the event loop."""
+    """Evaluates features and scores on the event loop.
+
+    Args:
+        row_seconds: what one row took when the bundle was loaded.
+    """
 
     settled = True
+
+    def __init__(self, row_seconds: float) -> None:
+        self.row_seconds = row_seconds
 
 
 def choose(bundle: Bundle, registry: str, world: str | None, memory_bytes: int) -> NativeLane | GuardedLane:
@@ -56,7 +63,7 @@ def choose(bundle: Bundle, registry: str, world: str | None, memory_bytes: int) 
     if bundle.description.native:
         seconds = one_row_seconds(bundle)
         if seconds <= min(LONGEST_NATIVE_SECONDS, deadline / 2):
-            return NativeLane()
+            return NativeLane(seconds)
         _log.warning(
             "model %s is native but takes %.1f ms for one row: it would keep the event loop from the others, so it is guarded",
             bundle.model.name,

@@ -14,14 +14,14 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from sameworld.server.lanes import GuardedLane, Lane
 from sameworld.serving import admission
-from sameworld.serving.admission import Law, batch, in_time, learnt, share, wait
+from sameworld.serving.admission import Law, batch, by_the_row, in_time, learnt, share, wait
 
 TURN_SECONDS = 0.005
 """How long models may keep the loop before it looks at its connections again."""
 OVERLOAD = "overload"
 DEADLINE = "deadline"
 UNANSWERED = "model: it has not answered in time"
-_MARGIN = 0.001  # what it takes to answer from a fallback, and what timers are late by
+_MARGIN = 0.002  # what it takes to answer from a fallback, and what timers are late by
 _MOST = 2000  # of one line that a turn looks at
 _MOST_SHED = 250  # in one turn: they cost the loop's time, too
 
@@ -43,12 +43,11 @@ class Line(Generic[Request]):
 
     Args:
         lane: the model's.
-        law: what is known of its cost already.
     """
 
-    def __init__(self, lane: Lane, law: Law | None = None) -> None:
+    def __init__(self, lane: Lane) -> None:
         self.lane = lane
-        self.law = law or Law()
+        self.law = Law() if isinstance(lane, GuardedLane) else by_the_row(lane.row_seconds)
         self.waiting: deque[Request] = deque()
         self.fresh = 0
         self.flying: list[Request] = []
@@ -126,8 +125,9 @@ class Turns(Generic[Request]):
             if turn.take:  # who had a turn is last in the next one
                 del self._lines[line]
                 self._lines[line] = None
-        for line in [line for line in self._lines if isinstance(line.lane, GuardedLane)]:
-            taken += self._guarded(line, line.lane, now, shed)
+        for line in self._lines:
+            if isinstance(line.lane, GuardedLane):
+                taken += self._guarded(line, line.lane, now, shed)
         self._lines = {line: None for line in self._lines if line.waiting}
         if any(not isinstance(line.lane, GuardedLane) for line in self._lines):
             self._come()
@@ -180,7 +180,7 @@ class Turns(Generic[Request]):
     def _expire(self, line: Line[Request]) -> None:
         """Let a fallback answer whoever cannot wait any longer."""
         line.timer = None
-        until = time.perf_counter() + 2 * _MARGIN
+        until = time.perf_counter() + 1.5 * _MARGIN
         late = [
             asked
             for asked in (*line.flying, *line.waiting)

@@ -13,10 +13,10 @@ import signal
 import sys
 from typing import Any
 
-from granian import Granian
 from granian._granian import SocketHolder
 from granian.constants import Interfaces
 from granian.log import LogLevels
+from granian.server.mp import MPServer
 
 from sameworld.server.app import App
 from sameworld.server.config import from_environment
@@ -70,7 +70,7 @@ class SupervisedApp(App):
         os.kill(os.getpid(), signal.SIGINT)
 
 
-class _Here(Granian):
+class _Here(MPServer):
     """Granian's one worker in the process that calls it, on a socket that is open already: all workers share one queue of connections, which outlives each of them."""
 
     listener: int
@@ -96,7 +96,7 @@ def main() -> None:
         log_level=LogLevels.warning,
     )
     server.listener = listener
-    server.serve(target_loader=lambda: app, wrap_loader=False)
+    server.serve(target_loader=lambda: app, wrap_loader=False)  # pyright: ignore[reportArgumentType] # an object with `__rsgi__`, as Granian loads them by name
     # All is closed. Taking Python down in order would only make libraries complain about what the operating system frees anyway.
     sys.stderr.flush()
     os._exit(0)
