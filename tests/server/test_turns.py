@@ -21,7 +21,7 @@ from sameworld.stores.prediction_log import predictions
 
 REQUEST = {"user": "u1", "shop": "s1", "basket": 12.5, "opened_at": "2024-03-16T10:00:00Z"}
 TWO = (
-    WORLD.replace('deadline="20s"', 'deadline="200ms"')
+    WORLD.replace('deadline="20s"', 'deadline="600ms"')
     + """
 other = sw.Model(
     "other", moments=asks, features={"basket": sw.field("basket"), "orders": orders.by("user").count(over="2d")}, label=paid,
@@ -70,25 +70,25 @@ async def asked(server: Driven, model: str, count: int) -> Counter[tuple[str, st
 def slowed(server: Driven, seconds: float) -> None:
     served = server.client.server._models["plain"]
     served.bundle = Slow(served.bundle, seconds)
-    for count in (1, 5, 20):
+    for count in (1, 4, 8):
         server.run(asked(server, "plain", count))
 
 
 def test_what_cannot_be_in_time_is_shed_before_it_is_tried(server: Driven, two: SmallWorld) -> None:
-    slowed(server, 0.002)
+    slowed(server, 0.006)
     before = len(list(predictions(two.state)))
     started = time.perf_counter()
     found = server.run(asked(server, "plain", 1000))
     elapsed = time.perf_counter() - started
     assert set(found) <= {("model", ""), ("fallback_1_rate", "overload"), ("fallback_1_rate", "deadline")}
-    assert 0 < found["model", ""] < 110  # as many as 200 ms have room for
-    assert found["fallback_1_rate", "overload"] > 800
-    assert elapsed < 1.0  # and not the 2 s that they would have taken
+    assert 0 < found["model", ""] <= 100  # as many as 600 ms have room for
+    assert found["fallback_1_rate", "overload"] > 500
+    assert elapsed < 3.0  # and not the 6 s that they would have taken
     assert len(list(predictions(two.state))) == before + 1000
 
 
 def test_a_storm_on_one_model_leaves_the_others_to_the_model(server: Driven) -> None:
-    slowed(server, 0.002)
+    slowed(server, 0.006)
 
     async def story() -> list[Counter[tuple[str, str]]]:
         storm = asyncio.create_task(asked(server, "plain", 1000))
@@ -99,7 +99,7 @@ def test_a_storm_on_one_model_leaves_the_others_to_the_model(server: Driven) -> 
         return calm
 
     calm = server.run(story())
-    assert len(calm) >= 5
+    assert len(calm) >= 2
     assert sum(calm, Counter()) == {("model", ""): len(calm)}
 
 
@@ -113,11 +113,11 @@ def test_a_callers_own_deadline_holds_where_it_is_sooner(server: Driven) -> None
         assert status == 200
         return body["predictions"][0]["tier"], body["predictions"][0]["reason"]
 
-    assert within("150") == ("model", "")
+    assert within("550") == ("model", "")
     assert within("10") == ("fallback_1_rate", "overload")
     assert within("1e9") == ("model", "")
     # The model's own holds where that is sooner.
-    slowed(server, 0.250)
+    slowed(server, 0.7)
     assert within("1e9")[0] == "fallback_1_rate"
 
 
