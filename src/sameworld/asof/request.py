@@ -55,56 +55,72 @@ def evaluate(
     Raises:
         DefinitionError: a derived feature's function gives something that is no column.
     """
-    made: dict[str, pa.Array] = {}
+    evaluation = _Evaluation(features, aggregates, fields, types)
+    for name, feature in features.items():
+        if name not in evaluation.made:
+            evaluation.value(name, feature)
+    return {name: evaluation.made[name] for name, _ in feature_columns(features)}
 
-    def column(name: str) -> pa.Array:
-        if name in made:
-            return made[name]
-        if name in features and not isinstance(features[name], Field):
-            value(name, features[name])
-            if name not in made:
+
+class _Evaluation:
+    """One call of `evaluate`. No functions that call each other: such a ring would keep every batch's columns until the collector looks for rings."""
+
+    def __init__(
+        self,
+        features: Mapping[str, Feature],
+        aggregates: Columns,
+        fields: Columns,
+        types: Mapping[str, pa.DataType] | None,
+    ) -> None:
+        self.features = features
+        self.aggregates = aggregates
+        self.fields = fields
+        self.types = types
+        self.made: dict[str, pa.Array] = {}
+
+    def column(self, name: str) -> pa.Array:
+        if name in self.made:
+            return self.made[name]
+        if name in self.features and not isinstance(self.features[name], Field):
+            self.value(name, self.features[name])
+            if name not in self.made:
                 raise DefinitionError(
                     f"Feature {name!r} has several windows, so it is no single input.",
                     do="name one of its columns, such as 'clicks_3h', or give it one window.",
                 )
-            return made[name]
-        if name in fields:
-            return fields[name]
-        for known, feature in feature_columns(features):
+            return self.made[name]
+        if name in self.fields:
+            return self.fields[name]
+        for known, feature in feature_columns(self.features):
             if known == name:
-                value(feature, features[feature])
-                return made[name]
-        raise unknown_name(name, [*features, *fields], "sw.derive")
+                self.value(feature, self.features[feature])
+                return self.made[name]
+        raise unknown_name(name, [*self.features, *self.fields], "sw.derive")
 
-    def single(feature: Feature, name: str) -> pa.Array:
+    def single(self, feature: Feature, name: str) -> pa.Array:
         match feature:
             case Aggregate():
-                return aggregates[feature.columns[0]]
+                return self.aggregates[feature.columns[0]]
             case Field():
-                return _one_form(fields[feature.name])
+                return _one_form(self.fields[feature.name])
             case ClockPart():
-                return _clock_part(feature, fields[feature.field.name])
+                return _clock_part(feature, self.fields[feature.field.name])
             case Derive():
                 return call_derived(
                     feature,
                     name,
-                    [column(item) for item in feature.inputs],
-                    types.get(name) if types else None,
+                    [self.column(item) for item in feature.inputs],
+                    self.types.get(name) if self.types else None,
                 )
             case Category():
-                return single(feature.of, name)
+                return self.single(feature.of, name)
 
-    def value(name: str, feature: Feature) -> None:
+    def value(self, name: str, feature: Feature) -> None:
         if isinstance(feature, Aggregate) and len(feature.windows) > 1:
             for window, aggregate in zip(feature.windows, feature.columns, strict=True):
-                made[f"{name}_{window.label}"] = aggregates[aggregate]
+                self.made[f"{name}_{window.label}"] = self.aggregates[aggregate]
         else:
-            made[name] = single(feature, name)
-
-    for name, feature in features.items():
-        if name not in made:
-            value(name, feature)
-    return {name: made[name] for name, _ in feature_columns(features)}
+            self.made[name] = self.single(feature, name)
 
 
 def _one_form(array: pa.Array) -> pa.Array:

@@ -317,6 +317,11 @@ class App:
         self._server: Server | None = None
         self.in_flight = 0
 
+    def waiting_for(self) -> list[str]:
+        """Give what the server is still waiting for."""
+        assert self._server is not None
+        return self._server.not_ready()
+
     def drain(self) -> None:
         """Say at /readyz that requests are to go elsewhere, and close each connection with its next answer."""
         assert self._server is not None
@@ -331,10 +336,10 @@ class App:
         # The command line fills the store before; a process that finds something missing does it itself.
         self._server.store.fill(DuckDBEngine(Path(config.folder)))
         loop.call_soon(self._server.start)
-        # What lives as long as the server is not looked through again, and young garbage is let grow: long tails are the collector walking the heap.
+        # What lives as long as the server is not looked through again. A look at what is young stops the loop for as long as there is much of it.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(50_000, 20, 100)
+        gc.set_threshold(2_000, 20, 100)
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._server is not None:

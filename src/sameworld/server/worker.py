@@ -23,6 +23,8 @@ from sameworld.server.config import from_environment
 from sameworld.serving.supervision import BEAT_SECONDS
 
 BACKLOG = 1024
+LONGEST_START_SECONDS = 10.0
+"""How long a worker waits for its models before it takes connections: then fallbacks answer for those that are missing."""
 LONGEST_DRAIN_SECONDS = 10.0
 """How long answers that are on their way are waited for."""
 
@@ -46,7 +48,13 @@ class SupervisedApp(App):
         os.set_blocking(self._heartbeat, False)
         # Granian's own handler stays on SIGINT: it closes at once.
         loop.add_signal_handler(signal.SIGTERM, self._drain, loop)
+        loop.run_until_complete(self._settle(loop.time() + LONGEST_START_SECONDS))
         loop.call_soon(self._beat, loop)
+
+    async def _settle(self, until: float) -> None:
+        """Wait until models are loaded: connections are taken after this, and others take them meanwhile."""
+        while self.waiting_for() and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.01)
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
