@@ -5,7 +5,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from every_aggregation import COLUMNS
 
 from sameworld.asof.schema import value_type
 from sameworld.errors import LogError
+from sameworld.stores import prediction_log
 from sameworld.stores.clock import SystemClock
 from sameworld.stores.prediction_log import (
     Prediction,
@@ -31,6 +32,7 @@ from sameworld.stores.prediction_log import (
     rotated,
     tables,
 )
+from sameworld.stores.record_log import read_segment
 from sameworld.stores.rotation import rotate, waiting
 
 FAMILIES = [*(family for family in COLUMNS if family != "decimal"), "decimal(2)", "decimal(18)"]
@@ -302,6 +304,24 @@ def test_readers_see_every_prediction_once_while_all_are_killed(tmp_path: Path) 
 
     assert raw(state) == []
     assert numbers_once(state) == count
+
+
+def test_a_segment_that_is_rotated_while_it_is_read_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path, 4, segment_bytes=100).close()
+    before = bits(tmp_path)
+
+    def slowly(folder: Path, first: int) -> Iterator[tuple[int, bytes | None]]:
+        reading = read_segment(folder, first)
+        yield next(reading)
+        monkeypatch.undo()
+        assert rotate(tmp_path).stayed == []
+        yield from reading
+
+    monkeypatch.setattr(prediction_log, "read_segment", slowly)
+
+    assert bits(tmp_path) == before
 
 
 def test_a_damaged_segment_and_what_comes_after_it_stay(tmp_path: Path) -> None:

@@ -186,18 +186,23 @@ def raw(state: Path) -> list[Segment]:
 
 def all_segments(state: Path) -> list[Segment]:
     """Give every segment, once, in order."""
-    still = raw(
-        state
-    )  # first: one that is rotated meanwhile is among the others then, and one that is in neither was not there
-    return sorted({*still, *rotated(state)})
+    still = raw(state)  # first: what is rotated meanwhile is among the parts then
+    newest = {segment.process: segment.first for segment in still}
+    # A later segment than the newest began after this; others between them may have been overlooked while they came and went.
+    parts = (
+        segment for segment in rotated(state) if segment.first <= newest.get(segment.process, segment.first)
+    )
+    return sorted({*still, *parts})
 
 
 def records(state: Path, segment: Segment) -> list[tuple[int, Prediction | None]] | None:
     """Give a segment's (number, prediction), None for a record that is damaged; None when the segment is Parquet by now."""
     try:
-        return list(decoded(state, segment))
+        found = list(decoded(state, segment))
     except FileNotFoundError:
         return None
+    # Had it gone meanwhile, so could the one after it, and its first record would seem to be missing here.
+    return found if segment.first in segments(segment.raw_folder(state)) else None
 
 
 def decoded(state: Path, segment: Segment) -> Iterator[tuple[int, Prediction | None]]:
