@@ -318,6 +318,13 @@ def training_set(
     help="What an acknowledged event survives: a kill, or a power cut.",
 )
 @click.option(
+    "--prediction-durability",
+    type=click.Choice(["process", "disk"]),
+    default="process",
+    show_default=True,
+    help="What a prediction that is said to be logged survives: a kill, or a power cut.",
+)
+@click.option(
     "--keep-predictions",
     metavar="SIZE",
     help="Keep at most so much of the rotated prediction log, such as 50GB. All by default.",
@@ -341,6 +348,7 @@ def serve(
     replay: bool,
     cutover: str | None,
     durability: Any,
+    prediction_durability: Any,
     keep_predictions: str | None,
     keep_predictions_for: str | None,
 ) -> None:
@@ -371,7 +379,7 @@ def serve(
         else None
     )
     config = ServerConfig(
-        keep_prediction_bytes=show.size(keep_predictions, of="--keep-predictions") if keep_predictions else None, keep_prediction_days=days,
+        keep_prediction_bytes=show.size(keep_predictions, of="--keep-predictions") if keep_predictions else None, keep_prediction_days=days, prediction_durability=prediction_durability,
         world=str(loaded.path), registry=str(registry.resolve()), state=str(state.resolve()), models=wanted, replay=replay, durability=durability,
         host=host, port=port, workers=workers, drain_seconds=drain,
         guarded_memory_bytes=show.size(guarded_memory, of="--guarded-memory"), token=os.environ.get("SAMEWORLD_TOKEN"), folder=str(loaded.folder),

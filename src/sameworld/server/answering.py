@@ -22,6 +22,7 @@ from sameworld.definitions.model import meaning_of
 from sameworld.errors import ReplayOrderError
 from sameworld.server.lanes import Columns, DeadlineError, GuardedLane, Lane, LaneError, NativeLane
 from sameworld.server.metrics import Metrics
+from sameworld.server.syncing import Syncing
 from sameworld.server.turns import Line, Turns
 from sameworld.serving.tiers import MODEL, Answer, fall_back
 from sameworld.stores.online import OnlineStore
@@ -114,6 +115,7 @@ class Answering:
     def __init__(self, store: OnlineStore, log: PredictionLog, metrics: Metrics) -> None:
         self._store = store
         self._log = log
+        self._syncing = Syncing(log) if log.on_disk else None
         self._metrics = metrics
         self._pending: list[Asked] = []
         self._flushing = False
@@ -363,12 +365,17 @@ class Answering:
         failure = self._log.write(rows, served.shape)
         if failure:
             self._metrics.broken("prediction log")
-        for asked, row in zip(group, rows, strict=True):
-            self._metrics.answered(served.name, row.tier, row.elapsed_us / 1e6, logged=not failure)
-            if not asked.answer.done():
-                asked.answer.set_result(
-                    Given(row.value, row.tier, row.reason, row.version, row.id, not failure)
-                )
+
+        def give(kept: bool) -> None:
+            for asked, row in zip(group, rows, strict=True):
+                self._metrics.answered(served.name, row.tier, row.elapsed_us / 1e6, logged=kept)
+                if not asked.answer.done():
+                    asked.answer.set_result(Given(row.value, row.tier, row.reason, row.version, row.id, kept))
+
+        if failure or self._syncing is None:
+            give(not failure)
+        else:
+            self._syncing.after(min(asked.deadline for asked in group), give)
 
 
 def _by_model(group: Sequence[Asked]) -> list[list[Asked]]:

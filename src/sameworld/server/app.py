@@ -73,7 +73,7 @@ class Server:
             name: registry.load(address, functions, unpickle=False) for name, address in config.models.items()
         }
         self.store = open_store(config, bundles.values(), self.clock)
-        self.log = PredictionLog(Path(config.state), self.clock)
+        self.log = PredictionLog(Path(config.state), self.clock, durability=config.prediction_durability)
         self._rotating = Rotating(
             self.log,
             Path(config.state),

@@ -23,6 +23,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         models: route name -> bundle address.
         replay: whether moments and available times are given from outside.
         durability: what an acknowledged event survives.
+        prediction_durability: what a prediction that is said to be logged survives.
         keep_prediction_bytes, keep_prediction_days: how much of the rotated prediction log to keep, and for how long; all and for ever by default.
         host, port: where to listen.
         workers: how many processes answer behind the port.
@@ -37,6 +38,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     models: dict[str, str]
     replay: bool = False
     durability: Literal["process", "disk"] = "disk"
+    prediction_durability: Literal["process", "disk"] = "process"
     keep_prediction_bytes: int | None = None
     keep_prediction_days: float | None = None
     host: str = "127.0.0.1"

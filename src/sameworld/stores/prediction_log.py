@@ -25,7 +25,7 @@ from sameworld.errors import LogError
 from sameworld.stores.clock import Clock
 from sameworld.stores.prediction import Prediction, Shape, column_of, logged
 from sameworld.stores.prediction_table import predictions_of, table_of
-from sameworld.stores.record_log import RecordLog, read_segment, segments
+from sameworld.stores.record_log import Durability, RecordLog, read_segment, segments
 
 __all__ = ["Prediction", "PredictionLog", "Shape", "column_of", "logged", "predictions"]
 
@@ -44,13 +44,17 @@ class PredictionLog:
         folder: the store's.
         clock: names the log.
         segment_bytes: size at which a segment is complete.
+        durability: "disk" for rows that are to survive a power cut once `descriptor` has been synced.
     """
 
-    def __init__(self, folder: Path, clock: Clock, *, segment_bytes: int = 64 << 20) -> None:
+    def __init__(
+        self, folder: Path, clock: Clock, *, segment_bytes: int = 64 << 20, durability: Durability = "process"
+    ) -> None:
         self.process = f"{clock.now():x}-{os.getpid():x}-{secrets.token_hex(2)}"
         self._folder = folder / "predictions" / self.process
         self._clock = clock
         self._segment_bytes = segment_bytes
+        self._durability: Durability = durability
         self._count = 0
         self._lock = -1
         self._log: RecordLog | None = None
@@ -58,6 +62,11 @@ class PredictionLog:
         self._newest = (-1, 0)  # the newest segment's first number, and when it was first looked at
         with suppress(LogError, OSError):  # `write` tries again, and says so
             self._begin()
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether rows are promised to survive a power cut."""
+        return self._durability == "disk"
 
     def next_id(self) -> str:
         """Give an id that no other answer has."""
@@ -68,7 +77,7 @@ class PredictionLog:
         """Append predictions of one model version; give why it failed, or nothing."""
         try:
             log = self._log or self._begin()
-            log.append([_encode(prediction) for prediction in predictions])
+            log.append([_encode(prediction) for prediction in predictions], sync=False)
         except LogError as error:
             return error.what
         except OSError as error:
@@ -79,6 +88,13 @@ class PredictionLog:
             with suppress(OSError):  # the records are there; the next write tries again
                 self._describe(predictions[0].version, shape)
         return ""
+
+    def descriptor(self) -> int | None:
+        """Give what `record_log.synced` takes to have on the disk all that was written; None when there is no log."""
+        try:
+            return None if self._log is None else self._log.descriptor()
+        except OSError:
+            return None
 
     def complete(self, older_than_seconds: float) -> None:
         """Begin a new segment when the newest has had records for so long, so that it can be rotated."""
@@ -104,13 +120,19 @@ class PredictionLog:
         self._folder.mkdir(parents=True, exist_ok=True)
         if self._lock < 0:
             self._lock = held(self._folder)
-        self._log = RecordLog.open(self._folder, durability="process", segment_bytes=self._segment_bytes)
+        self._log = RecordLog.open(
+            self._folder, durability=self._durability, segment_bytes=self._segment_bytes
+        )
         return self._log
 
     def _describe(self, version: str, shape: Shape) -> None:
         path = _shape_path(self._folder, version)
         fresh = path.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(shape))
+        with fresh.open("wb") as file:
+            file.write(msgspec.json.encode(shape))
+            if self.on_disk:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(fresh, path)
         self._described.add(version)
 

@@ -86,10 +86,14 @@ class RecordLog:
         """The number the next record will get: how many records the log has had."""
         return self._next
 
-    def append(self, payloads: Sequence[bytes]) -> range:
+    def append(self, payloads: Sequence[bytes], *, sync: bool = True) -> range:
         """Append a group of records in one write; returns their numbers when they are as durable as promised.
 
         A reader may see records of a group before this returns; should it then fail, they are gone again.
+
+        Args:
+            payloads: the records.
+            sync: False leaves a sync that was promised to the caller: see `descriptor`.
 
         Raises:
             LogError: the group cannot be written (no space, a bad disk), or another writer appended since the
@@ -115,7 +119,7 @@ class RecordLog:
                 self._refuse_changes()
             self._settled = False
             _write(self._fd, group)
-            if self._on_disk:
+            if self._on_disk and sync:
                 _sync_data(self._fd)
         except OSError as error:
             if not self._settled:
@@ -126,6 +130,10 @@ class RecordLog:
         self._end += len(group)
         self._next = numbers.stop
         return numbers
+
+    def descriptor(self) -> int:
+        """Give a descriptor of the newest segment for `synced`, in any thread. What is in older segments is on the disk already, if that was promised."""
+        return os.dup(self._fd)
 
     def begin_segment(self) -> None:
         """Begin a new segment, if the newest has records; what was appended so far is then complete.
@@ -194,6 +202,8 @@ class RecordLog:
         except BaseException:
             os.close(fd)
             raise
+        if self._on_disk and self._fd >= 0:
+            _sync_data(self._fd)
         self.close()
         self._fd, self._first, self._next, self._end, self._full = fd, first, first, len(_MAGIC), False
 
@@ -218,6 +228,17 @@ class RecordLog:
             expected, found = f"{self._end} bytes", f"{size} bytes"
             do = "hold the writers' lock, call refresh(), then append."
             raise LogError(what, where=str(self._path), expected=expected, found=found, do=do)
+
+
+def synced(descriptor: int) -> bool:
+    """Wait until a segment's records are on the disk, and close the descriptor; tell whether they are."""
+    try:
+        _sync_data(descriptor)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 @overload
