@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -399,6 +400,18 @@ def test_a_log_that_cannot_be_begun_begins_when_it_can(tmp_path: Path) -> None:
     log.close()
     assert [p.t for _, p in predictions(tmp_path) if p is not None] == [1]
     assert rotate(tmp_path).rows == 1
+
+
+def test_a_log_that_was_removed_is_begun_again(tmp_path: Path) -> None:
+    log = written(tmp_path, 2)
+    shutil.rmtree(tmp_path / "predictions")
+
+    log.complete(3600)
+
+    assert log.write([prediction(2, log)], ONE) == ""
+    log.close()
+    assert rotate(tmp_path).rows == 1
+    assert [p.t for _, p in predictions(tmp_path) if p is not None] == [2]
 
 
 def test_a_value_that_cannot_be_written_is_said_and_stops_nothing(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from sameworld.errors import DataError, DefinitionError
 from sameworld.evaluation.prove import same_bits
 from sameworld.stores.prediction_log import Prediction, column_of
 from sameworld.training.fit import train
+from sameworld.training.training_set import problems_of
 
 KNOWN = END + 30 * DAY
 
@@ -169,6 +170,7 @@ def test_a_model_is_trained_from_its_log(played: SmallWorld) -> None:
     )
     model = played.load().models["plain"]
     middle = (UNTIL + END) // 2
+    assert problems_of(model, played.engine()) == []
 
     trained = train(model, registry=played.registry, until=middle, as_of=KNOWN, folder=played.folder)
 

@@ -70,7 +70,7 @@ class Rotating:
         flags += [] if self._keep_days is None else [f"--keep-days={self._keep_days}"]
         try:
             child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "sameworld.stores.rotation", str(self._state), *flags
+                sys.executable, "-P", "-m", "sameworld.stores.rotation", str(self._state), *flags
             )
         except OSError:
             return False

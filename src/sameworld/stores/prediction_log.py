@@ -97,8 +97,15 @@ class PredictionLog:
             return None
 
     def complete(self, older_than_seconds: float) -> None:
-        """Begin a new segment when the newest has had records for so long, so that it can be rotated."""
-        if self._log is None or self._log.next_number == self._log.first_number:
+        """Begin a new segment when the newest has had records for so long, so that it can be rotated; and a new log when somebody has removed this one."""
+        if self._log is None:
+            return
+        if self._log.first_number not in segments(self._folder):
+            self.close()
+            self._log = None
+            self._described.clear()
+            return
+        if self._log.next_number == self._log.first_number:
             return
         first, since = self._newest
         if first != self._log.first_number:
