@@ -85,13 +85,7 @@ def opened(moments: Moments, engine: Engine, features: Mapping[str, Feature] | N
             where="sw.Moments.from_log",
             do="give another name with at=.",
         )
-    columns = (
-        dict.fromkeys(column for column, _ in feature_columns(features)) if features is not None else None
-    )
-    if moments.served:
-        if features is not None:
-            _check_served(shapes, features, log)
-        columns = columns or _agreed(shapes, "features", log)
+    served = _served(shapes, features, log) if moments.served else ()
     whole = pa.concat_tables(
         [part.replace_schema_metadata(None) for part in parts], promote_options="default"
     )
@@ -107,9 +101,8 @@ def opened(moments: Moments, engine: Engine, features: Mapping[str, Feature] | N
         moments.at: whole["asked_at"],
         **{name: whole[REQUEST + name] for name in fields},
         AS_OF: pa.array(np.where(unread, at, np.minimum(at, unseen))),
+        **{SERVED + name: whole[FEATURE + name] for name in served},
     }
-    if moments.served:
-        table.update({SERVED + name: whole[FEATURE + name] for name in columns or ()})
     return msgspec.structs.replace(moments, data=pa.table(table), served=False)  # the columns say it
 
 
@@ -162,12 +155,15 @@ def _agreed(shapes: Mapping[str, Shape], part: Literal["request", "features"], l
     return {name: kind for name, (kind, _) in found.items()}
 
 
-def _check_served(shapes: Mapping[str, Shape], features: Mapping[str, Feature], log: Log) -> None:
-    """Raise when what was served is not what the features are now.
+def _served(shapes: Mapping[str, Shape], features: Mapping[str, Feature] | None, log: Log) -> Iterable[str]:
+    """Give the columns to take as they were served: those of some features, in their order, or all.
 
     Raises:
-        DataError: names the versions and their columns.
+        DataError: they were defined otherwise; names the versions and their columns.
     """
+    known = _agreed(shapes, "features", log)
+    if features is None:
+        return known
     wanted = column_meanings(features)
     unlike = {
         version: [name for name, hashed in wanted.items() if shape.meanings.get(name) != hashed]
@@ -182,4 +178,4 @@ def _check_served(shapes: Mapping[str, Shape], features: Mapping[str, Feature], 
             ),
             do="leave features='served' out, so that they are recomputed, or choose other versions with versions=.",
         )
-    _agreed(shapes, "features", log)
+    return wanted
