@@ -595,7 +595,8 @@ def test_the_latest_rows_of_all_history_are_found_however_far_back_they_are(want
         assert here.store is not None
         reach = here.store.reach(here.store.groupings[0])
         with here.store.index.read() as txn:
-            parts = here.store.index.entity(txn, reach, ["a"], here.moment())
+            place = here.store.kept(txn).groupings[reach.grouping.content].prefix
+            parts = here.store.index.entity(txn, place, reach, ["a"], here.moment())
         assert min(int(rows[0, 0]) for rows, _ in parts) >= -3
 
 
@@ -736,11 +737,25 @@ def test_a_correction_taken_while_a_model_was_not_served_moves_the_row_everywher
         here.check(here.moment())
 
 
-def test_a_store_that_a_server_with_other_models_wrote_to_never_gives_a_wrong_value() -> None:
+def test_whoever_writes_keeps_up_the_groupings_of_other_models() -> None:
     with world("by_version", [COUNT, COUNT_BY_TWO]) as here:
         both = here.aggregates
         tell(here, "1", [row(id="p", v=1, k1="a", k2=0)])
         here.open(both[:1])
+        tell(here, "2", [row(id="p", v=2, k1="", k2=1)])
+        here.check(here.moment())
+        here.open(both, fill=False)
+        assert here.store is not None
+        assert not here.store.missing()
+        tell(here, "3", [row(id="p", v=3, k1="a", k2=1)])
+        here.check(here.moment())
+
+
+def test_what_is_not_kept_any_more_never_gives_a_wrong_value() -> None:
+    with world("by_version", [COUNT, COUNT_BY_TWO]) as here:
+        both = here.aggregates
+        tell(here, "1", [row(id="p", v=1, k1="a", k2=0)])
+        here.open(both[:1]).forget_others()
         tell(here, "2", [row(id="p", v=2, k1="", k2=1)])
         here.check(here.moment())
         here.open(both, fill=False)
@@ -752,6 +767,76 @@ def test_a_store_that_a_server_with_other_models_wrote_to_never_gives_a_wrong_va
         here.store.fill(here.engine)
         assert not here.store.missing()
         here.check(here.moment())
+        # and what was forgotten leaves nothing behind
+        with here.store.index.read() as txn:
+            assert not here.store.index.get(txn, "garbage")
+            prefixes = [g.prefix for g in here.store.kept(txn).groupings.values()]
+            with txn.cursor(here.store.index._rows) as cursor:
+                assert {bytes(key[:16]) for key, _ in cursor} <= set(prefixes)
+
+
+def test_a_narrower_model_reads_what_is_kept_for_a_wider_one() -> None:
+    with world("by_version", [COUNT, SUM_SHORT, SUM_LONG]) as here:
+        wide = here.aggregates
+        tell(here, "1", [row(id="p", v=1, k1="a", x=0.5)])
+        for some in (wide[:1], wide[1:2], wide[1:]):
+            here.open(some, fill=False)
+            assert here.store is not None
+            assert not here.store.missing()
+            tell(here, str(some), [row(id="p", v=len(here.told), k1="a", x=len(here.told) / 7)])
+            here.check(here.moment())
+
+
+@pytest.mark.parametrize("replay", [False, True], ids=["live", "replay"])
+@pytest.mark.parametrize("versions", [*NAMED, *CLOSING])
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_what_comes_while_a_new_grouping_is_filled_is_neither_lost_nor_doubled(
+    versions: str, replay: bool, data: st.DataObject
+) -> None:
+    # given a store that serves one grouping
+    history = data.draw(histories, "history")
+    within = closing(versions, data)
+    totals = [
+        windowed("sum", "n", keys, where=False, windows=[Window()])
+        for keys in (("k1",), ("k1", "k2"), ("k3",))
+    ]
+    with world(
+        versions, [COUNT, *totals, SUM_LONG], files=[r for r in history if r["a"] is not None and r["a"] < 10], replay=replay, within=within
+    ) as here:  # fmt: skip
+        everything = here.aggregates
+        here.close()
+        shutil.rmtree(here.folder)
+        here.open(everything[:1])
+        later = [r for r in history if r["a"] is not None and r["a"] >= 10]
+        later = first_versions_first(list(zip(later, ties_of(here.source, later), strict=True)))
+        parts = split(later, data.draw(st.lists(st.integers(1, 3), max_size=6), "sizes"))
+
+        def deliver() -> None:
+            if not parts:
+                return
+            part = parts.pop(0)
+            here.clock.time += 1
+            (taken,) = here.take((f"key {len(here.told)}", [one for one, _ in part]))
+            if isinstance(taken, Taken):
+                stamp = dict(event_log.deliveries(here.folder / "events"))[taken.sequence].stamp
+                here.told += [Told(one, stamp or one["a"], tie) for one, tie in part]
+
+        deliver()
+        # when others are filled, and events come between the steps of it
+        store = here.open(everything, fill=False)
+        sweep, write = store.index.sweep, store.index.write_gently
+        store.index.write_gently = lambda puts: (deliver(), write(puts), deliver())[1]  # type: ignore[method-assign]
+        store.index.sweep = lambda: (deliver(), sweep())[1]  # type: ignore[method-assign]
+        store.fill(here.engine, cutover=10, say=lambda _: deliver())
+        # then every value is the oracle's, at once and after more has come
+        assert not store.missing()
+        while True:
+            t = 60 if replay else here.moment()
+            here.check(t)
+            if not parts:
+                break
+            deliver()
 
 
 def test_a_row_that_only_another_models_window_reaches_is_kept() -> None:
@@ -1203,7 +1288,7 @@ def rows_of(writer: int, number: int) -> list[Row]:
 @pytest.mark.slow
 def test_what_was_acknowledged_survives_writers_killed_at_any_moment(tmp_path: Path) -> None:
     # given two writers, killed in turn, each life going on with what the one before was not told of
-    kills = int(os.environ.get("SAMEWORLD_KILLS", "30"))
+    kills = int(os.environ.get("KILLS", "30"))
     script = tmp_path / "writers.py"
     script.write_text(WRITERS)
     subprocess.run(

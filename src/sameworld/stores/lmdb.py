@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import secrets
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +36,16 @@ from sameworld.stores.events import PreparedRow
 CHUNK_ROWS = 128
 _MAP_BYTES = 1 << 40
 _LONGEST_KEY = 400
+_GENTLE_SECONDS = 0.02
+_PAUSE_SECONDS = 0.001
+"""A lock that is freed and taken at once is never got by who waits for it."""
 _BEGINNING = -(2**63)
 
 
 class Head(msgspec.Struct, array_like=True, gc=False):
     """The greatest version of a fact that was readable so far, and where its row is.
 
-    `first_available` is when the fact's first version became readable, where corrections count within a time only. No index without it has such a source:
-    the heads of a source are under its content hash.
+    `first_available` is when the fact's first version became readable, where corrections count within a time only.
     """
 
     version: int
@@ -56,6 +61,28 @@ _CLOSED = b""
 """Stands for the head of a fact whose corrections do not count any more. It must stay: without it the next one would be taken for a new fact."""
 _encode = msgspec.msgpack.encode
 _head = msgspec.msgpack.Decoder(Head).decode
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a grouping's rows are written, and how.
+
+    Args:
+        prefix: the first bytes of their keys, as many for every place; those of each filling are its own, so that one is written beside what is being read.
+        longest_past: how far back its rows go in microseconds; None is all of history.
+        keys, inputs: places of its keys and inputs in the prepared rows of its source.
+    """
+
+    grouping: Grouping
+    layout: Layout
+    prefix: bytes
+    longest_past: int | None
+    keys: list[int]
+    inputs: list[int]
+
+
+Put = tuple[str, bytes, bytes]
+"""(database, key, value): what a filling writes."""
 
 
 class Index:
@@ -125,11 +152,11 @@ class Index:
     def apply(
         self,
         txn: lmdb.Transaction,
-        source: str,
+        facts: bytes,
         row: PreparedRow,
         names: Sequence[str],
         available_at: int,
-        places: Sequence[tuple[Grouping, Layout, list[int], list[int]]],
+        places: Sequence[Place],
         floor: int,
         within: int | None = None,
     ) -> None:
@@ -138,16 +165,16 @@ class Index:
         Where corrections count within a time only, the first version of a fact must come first.
 
         Args:
-            source: the source's content hash.
+            facts: the first bytes of the keys of what is known of the source's facts.
             row: prepared.
             names: of its keys.
             available_at: when it becomes readable.
-            places: (grouping, layout, places of its keys, places of its inputs) for every filled grouping over the source.
+            places: of every grouping over the source that is to have it.
             floor: no moment before this will be asked about any more.
             within: for how long corrections of a fact count; None is for ever.
         """
         if row.fact is not None:
-            at = _fact_key(source, row.fact)
+            at = _fact_key(facts, row.fact)
             found = txn.get(at, db=self._facts)
             first = None if within is None else available_at
             if found is not None:
@@ -162,9 +189,9 @@ class Index:
                 ):
                     return
                 if not head.deleted and head.event_time is not None:
-                    for grouping, layout, _, _ in places:
-                        # By name: whoever wrote this head may have served other models.
-                        self._remove(txn, grouping, layout, [head.keys.get(k) for k in grouping.keys], head)
+                    for place in places:
+                        # By name: whoever wrote this head may have kept other groupings, too.
+                        self._remove(txn, place, [head.keys.get(k) for k in place.grouping.keys], head)
             elif within is not None:
                 txn.put(_closing_key(closes_at(available_at, within), at), b"", db=self._closing)
             keyed = dict(zip(names, row.keys, strict=True))
@@ -172,17 +199,17 @@ class Index:
             txn.put(at, _encode(head), db=self._facts)
         if row.deleted or row.event_time is None:
             return
-        for grouping, layout, keys, inputs in places:
-            key = [row.keys[k] for k in keys]
+        for place in places:
+            key = [row.keys[k] for k in place.keys]
             if None not in key:
-                made = layout.row_of(
-                    row.event_time, available_at, row.version, row.tie, [row.inputs[i] for i in inputs]
+                made = place.layout.row_of(
+                    row.event_time, available_at, row.version, row.tie, [row.inputs[i] for i in place.inputs]
                 )
-                self._insert(txn, grouping, layout, key, made, floor)
+                self._insert(txn, place, key, made, floor)
 
-    def first_available(self, txn: lmdb.Transaction, source: str, fact: str) -> int | None:
+    def first_available(self, txn: lmdb.Transaction, facts: bytes, fact: str) -> int | None:
         """Give when the first version of a fact became readable; None where that is not known, or does not matter any more."""
-        found = txn.get(_fact_key(source, fact), db=self._facts)
+        found = txn.get(_fact_key(facts, fact), db=self._facts)
         return _head(found).first_available if found else None
 
     def close_facts(self, txn: lmdb.Transaction, coming: int, most: int) -> None:
@@ -206,13 +233,12 @@ class Index:
     def _insert(
         self,
         txn: lmdb.Transaction,
-        grouping: Grouping,
-        layout: Layout,
+        where: Place,
         key: list[Any],
         made: tuple[RowWords, Texts],
         floor: int,
     ) -> None:
-        prefix = entity_prefix(grouping, key)
+        layout, prefix = where.layout, entity_prefix(where.prefix, key)
         event = int(made[0][0, EVENT])
         cursor = txn.cursor(db=self._rows)
         place = _chunk_of(cursor, prefix, event)
@@ -236,16 +262,14 @@ class Index:
         cursor.put(
             _chunk_key(prefix, int(events[cut])), layout.pack(rows[cut:], [column[cut:] for column in texts])
         )
-        self._expire(txn, grouping, prefix, floor)
+        self._expire(txn, where.longest_past, prefix, floor)
 
-    def _remove(
-        self, txn: lmdb.Transaction, grouping: Grouping, layout: Layout, key: list[Any], head: Head
-    ) -> None:
+    def _remove(self, txn: lmdb.Transaction, where: Place, key: list[Any], head: Head) -> None:
         if None in key:
             return
         assert head.event_time is not None
-        cursor = txn.cursor(db=self._rows)
-        place = _chunk_of(cursor, entity_prefix(grouping, key), head.event_time)
+        layout, cursor = where.layout, txn.cursor(db=self._rows)
+        place = _chunk_of(cursor, entity_prefix(where.prefix, key), head.event_time)
         if place is None:
             return
         rows, texts = layout.unpack(cursor.value())
@@ -260,12 +284,10 @@ class Index:
             keep = [i for i in range(len(rows)) if i != int(at[0])]
             cursor.put(place, layout.pack(rows[keep], [[column[i] for i in keep] for column in texts]))
 
-    def _expire(self, txn: lmdb.Transaction, grouping: Grouping, prefix: bytes, floor: int) -> None:
+    def _expire(self, txn: lmdb.Transaction, longest: int | None, prefix: bytes, floor: int) -> None:
         """Drop chunks that end before anything a window of any model can still reach."""
-        kept = self.get(txn, "filled", {}).get(grouping.content)
-        if kept is None or kept[1] is None:
+        if longest is None:
             return
-        longest = kept[1]
         chunks = [place for place, _ in self._chunks(txn, prefix)]
         for place, following in itertools.pairwise(chunks):
             if _start_of(following) <= floor - longest:
@@ -279,53 +301,41 @@ class Index:
             more = cursor.next()
 
     def entity(
-        self, txn: lmdb.Transaction, reach: Reach, key: Sequence[Any], t: int
+        self, txn: lmdb.Transaction, place: bytes, reach: Reach, key: Sequence[Any], t: int
     ) -> list[tuple[RowWords, Texts]]:
-        """Give the chunks of an entity that the grouping's windows at `t` can reach, in order."""
+        """Give the chunks of an entity that a grouping's windows at `t` can reach, in order; `place` is its prefix."""
         cursor = txn.cursor(db=self._rows)
-        prefix = entity_prefix(reach.grouping, key)
+        prefix = entity_prefix(place, key)
         found: list[tuple[RowWords, Texts]] = []
-        place = _chunk_of(cursor, prefix, t + reach.ahead - 1)
+        chunk = _chunk_of(cursor, prefix, t + reach.ahead - 1)
         searching = reach.latest
-        while place is not None:
+        while chunk is not None:
             part = reach.layout.unpack(cursor.value())
             found.append(part)
             if searching:
                 rows = part[0]
                 usable = rows[(rows[:, EVENT] < t) & (rows[:, AVAILABLE] < t)]
                 searching = _still_wanted(searching, usable, reach.layout)
-            if not reach.everything and not searching and _start_of(place) <= t - reach.past:
+            if not reach.everything and not searching and _start_of(chunk) <= t - reach.past:
                 break
-            place = bytes(cursor.key()) if cursor.prev() else None
-            if place is not None and not place.startswith(prefix):
+            chunk = bytes(cursor.key()) if cursor.prev() else None
+            if chunk is not None and not chunk.startswith(prefix):
                 break
         found.reverse()
         return found
 
     # filling
 
-    def fill(
-        self,
-        txn: lmdb.Transaction,
-        grouping: Grouping,
-        layout: Layout,
-        schema: Schema,
-        table: pa.Table,
-        floor: int,
-        say: Callable[[str], None],
-    ) -> int:
-        """Replace a grouping's rows by those of a table sorted by key and then in the kernel's order; give how many were kept."""
-        prefix = grouping_prefix(grouping)
-        cursor = txn.cursor(db=self._rows)
-        while cursor.set_range(prefix) and bytes(cursor.key()).startswith(prefix):
-            cursor.delete()
+    def rows_to_fill(self, place: Place, schema: Schema, table: pa.Table, floor: int) -> Iterator[Put]:
+        """Give what makes a grouping's rows those of a table sorted by key and then in the kernel's order."""
+        grouping, layout = place.grouping, place.layout
         keep = np.asarray(table["superseded_at"].to_numpy() == NEVER)
-        if grouping.longest_past is not None:
-            keep &= table["event_time"].to_numpy() >= floor - grouping.longest_past
+        if place.longest_past is not None:
+            keep &= table["event_time"].to_numpy() >= floor - place.longest_past
         table = table.filter(pa.array(keep)).combine_chunks()
         count = table.num_rows
         if count == 0:
-            return 0
+            return
         columns = input_columns(grouping, schema, table)
         named = [table[name].to_numpy() for name in ("event_time", "available_at", "version", "tie")]
         rows, texts = layout.rows(named, columns)
@@ -336,32 +346,22 @@ class Index:
             end = begin + 1
             while end < count and keys[end] == keys[begin]:
                 end += 1
-            entity = entity_prefix(grouping, list(keys[begin]))
+            entity = entity_prefix(place.prefix, list(keys[begin]))
             start, first = begin, _BEGINNING
             while start < end:
                 stop = min(start + self._chunk_rows, end)
                 while stop < end and events[stop] == events[stop - 1]:
                     stop += 1
-                txn.put(
-                    _chunk_key(entity, first),
-                    layout.pack(rows[start:stop], [column[start:stop] for column in texts]),
-                    db=self._rows,
-                )
+                chunk = layout.pack(rows[start:stop], [column[start:stop] for column in texts])
+                yield "rows", _chunk_key(entity, first), chunk
                 start = stop
                 first = int(events[start]) if start < end else 0
             begin = end
-        say(f"filled {grouping.source.name} by {', '.join(grouping.keys)}: {count:,} rows")
-        return count
 
-    def fill_facts(
-        self,
-        txn: lmdb.Transaction,
-        source: str,
-        table: pa.Table,
-        names: Sequence[str],
-        within: int | None = None,
-    ) -> None:
-        """Note the greatest version of every fact of a source; `within` as in `apply`."""
+    def facts_to_fill(
+        self, facts: bytes, table: pa.Table, names: Sequence[str], within: int | None = None
+    ) -> Iterator[Put]:
+        """Give what notes the greatest version of every fact of a source; `facts` and `within` as in `apply`."""
         columns = [
             table[name].to_pylist()
             for name in (
@@ -376,13 +376,52 @@ class Index:
             )
         ]
         for fact, version, available_at, tie, deleted, event_time, first, *key in zip(*columns, strict=True):
-            at = _fact_key(source, fact)
+            at = _fact_key(facts, fact)
             keyed = dict(zip(names, key, strict=True))
             head = Head(version, available_at, tie, deleted, event_time, keyed)
             if within is not None:
                 head.first_available = first
-                txn.put(_closing_key(closes_at(first, within), at), b"", db=self._closing)
-            txn.put(at, _encode(head), db=self._facts)
+                yield "closing", _closing_key(closes_at(first, within), at), b""
+            yield "facts", at, _encode(head)
+
+    def write_gently(self, puts: Iterable[Put]) -> int:
+        """Write in short transactions, with room for other writers between them; give how many puts there were."""
+        databases = {"rows": self._rows, "facts": self._facts, "closing": self._closing}
+        count, waiting = 0, iter(puts)
+        following = next(waiting, None)
+        while following is not None:
+            with self.write() as txn:
+                until = time.monotonic() + _GENTLE_SECONDS
+                while following is not None and time.monotonic() < until:
+                    database, key, value = following
+                    txn.put(key, value, db=databases[database])
+                    count += 1
+                    following = next(waiting, None)
+            time.sleep(_PAUSE_SECONDS)
+        return count
+
+    def sweep(self) -> None:
+        """Delete what is noted as garbage (prefixes of rows and facts), in short transactions."""
+        more = True
+        while more:
+            with self.write() as txn:
+                garbage: list[bytes] = self.get(txn, "garbage", [])
+                until = time.monotonic() + _GENTLE_SECONDS
+                while garbage and time.monotonic() < until:
+                    if not any(self._delete_some(txn, garbage[-1], db) for db in (self._rows, self._facts)):
+                        garbage.pop()
+                if garbage or self.raw(txn, "garbage"):
+                    self.put(txn, "garbage", garbage)
+                more = bool(garbage)
+            time.sleep(_PAUSE_SECONDS if more else 0)
+
+    def _delete_some(self, txn: lmdb.Transaction, prefix: bytes, database: Any, most: int = 100) -> int:
+        cursor = txn.cursor(db=database)
+        for count in range(most):
+            if not cursor.set_range(prefix) or not bytes(cursor.key()).startswith(prefix):
+                return count
+            cursor.delete()
+        return most
 
 
 def _still_wanted(wanted: Mapping[int, int], usable: RowWords, layout: Layout) -> dict[int, int]:
@@ -402,11 +441,14 @@ class Reach:
     Args:
         grouping: whose reads.
         layout: how its rows are written.
+        schema_hash: of the schema they were written with.
     """
 
-    def __init__(self, grouping: Grouping, layout: Layout) -> None:
-        self.grouping = grouping
+    def __init__(self, grouping: Grouping, layout: Layout, schema_hash: str) -> None:
+        self.content = grouping.content
         self.layout = layout
+        self.schema_hash = schema_hash
+        self.longest_past = grouping.longest_past
         windows = [window.bounds for read in grouping.reads for window in read.windows]
         self.ahead = max((end for _, end in windows), default=0)
         self.past = max((-start for start, _ in windows if start is not None), default=0)
@@ -424,19 +466,28 @@ class Reach:
                     self.everything = True
         self.reads = EntityReads(grouping.reads, layout.words)
 
+    def goes_as_far_as(self, other: Reach) -> bool:
+        """Whether rows that were fetched for this are all that another over the same rows needs."""
+        return (
+            self.ahead >= other.ahead
+            and (self.everything or (not other.everything and self.past >= other.past))
+            and (self.everything or all(self.latest.get(i, 0) >= n for i, n in other.latest.items()))
+        )
 
-def grouping_prefix(grouping: Grouping) -> bytes:
-    return bytes.fromhex(grouping.content)
+
+def new_prefix() -> bytes:
+    """Give first bytes of keys that nothing has yet."""
+    return secrets.token_bytes(16)
 
 
-def entity_prefix(grouping: Grouping, key: Sequence[Any]) -> bytes:
+def entity_prefix(place: bytes, key: Sequence[Any]) -> bytes:
     """Give the first bytes of the keys of an entity's chunks: no entity's are those of another."""
     entity = _short(_encode(list(key)))
-    return grouping_prefix(grouping) + struct.pack(">H", len(entity)) + entity
+    return place + struct.pack(">H", len(entity)) + entity
 
 
-def _fact_key(source: str, fact: str) -> bytes:
-    return _short(source.encode() + b"\0" + fact.encode())
+def _fact_key(facts: bytes, fact: str) -> bytes:
+    return facts + _short(fact.encode())
 
 
 def _closing_key(closes: int, fact: bytes) -> bytes:

@@ -9,50 +9,47 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
+import secrets
 import shutil
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import lmdb
 import numpy as np
 import pyarrow as pa
 
 from sameworld.asof.plan import Grouping
-from sameworld.definitions.hashing import content_hash
 from sameworld.definitions.source import Source
 from sameworld.engines.duckdb import DuckDBEngine
-from sameworld.engines.interface import Rows
 from sameworld.errors import ReplayOrderError, RequestError, StoreError, nearest
-from sameworld.stores import event_log
-from sameworld.stores import fingerprint as fingerprints
+from sameworld.stores import event_log, filling
 from sameworld.stores.chunks import Layout, RowWords, Texts
 from sameworld.stores.clock import Clock, SystemClock
 from sameworld.stores.event_log import Delivery
-from sameworld.stores.events import EventReader, PreparedRow, Preparer
+from sameworld.stores.events import PreparedRow
+from sameworld.stores.keeping import (
+    NOTHING,
+    Kept,
+    KeptSource,
+    Written,
+    definition_of,
+    has_all,
+    keep,
+    kept_in,
+    planned,
+    schema_hash,
+    token_of,
+    written_of,
+)
 from sameworld.stores.lmdb import CHUNK_ROWS, Index, Reach, check_room
 from sameworld.stores.record_log import Durability, RecordLog
 
 Say = Callable[[str], None]
-
-
-class _Written:
-    """What one source needs when its events are committed."""
-
-    def __init__(self, source: Source, schema: Mapping[str, str], groupings: Sequence[Grouping]) -> None:
-        self.source = source
-        self.schema = dict(schema)
-        self.groupings = list(groupings)
-        self.reader = EventReader(source, schema)
-        self.preparer = Preparer(self.reader, groupings)
-        self.layouts = {grouping.content: Layout(grouping, schema) for grouping in groupings}
-        self.places = [
-            (grouping, self.layouts[grouping.content], *self.preparer.places[grouping.content])
-            for grouping in groupings
-        ]
+_FORMAT = 2
+"""Of the index: one of another is dropped and filled again."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +63,17 @@ class Taken:
 
 @dataclass(frozen=True)
 class Incoming:
-    """A delivery on its way in, its events read and prepared already."""
+    """A delivery on its way in, its events read and prepared already.
+
+    Args:
+        prepared_for: the groupings that its rows have all for; they are prepared again when others are kept by the time they are committed.
+    """
 
     source: str
     key: str
     events: bytes
     rows: list[PreparedRow]
+    prepared_for: Any = None
 
 
 class Snapshot:
@@ -82,6 +84,9 @@ class Snapshot:
         self._txn = txn
         self.sequence: int = store.index.get(txn, "sequence", 0)
         self.stamp: int = store.index.get(txn, "stamp", 0)
+        # What one model's reads fetched or computed, another's take: rows by entity, and the same reads of the same entities.
+        self._fetched: dict[Any, tuple[int, Reach, list[tuple[RowWords, Texts]]]] = {}
+        self._read: dict[Any, dict[str, pa.Array]] = {}
 
     def __enter__(self) -> Snapshot:
         return self
@@ -92,6 +97,10 @@ class Snapshot:
     def moment(self) -> int:
         """Give the moment of this snapshot: now, and after everything that is in it."""
         return max(self._store.clock.now(), self.stamp + 1)
+
+    def latest(self) -> Mapping[str, int]:
+        """Give source content -> when its latest row became readable, in microseconds; nothing of a source that never had one."""
+        return self._store.latest(self._txn)
 
     def aggregates(
         self, groupings: Sequence[Grouping], fields: Mapping[str, Sequence[Any]], t: int
@@ -104,27 +113,48 @@ class Snapshot:
             t: the moment.
         """
         result: dict[str, pa.Array] = {}
-        filled = self._store.filled(self._txn)
+        kept = self._store.kept(self._txn).groupings
         for grouping in groupings:
-            if grouping.content not in filled:
+            reach = self._store.reach(grouping)
+            place = kept.get(reach.content)
+            if place is None or not has_all(place, reach):
                 raise StoreError(
                     f"The rows of source {grouping.source.name!r} by {', '.join(grouping.keys)} are not filled.",
                     where=str(self._store.folder),
                     do="fill the store; a server that serves other models may have written to it.",
                 )
-            reach = self._store.reach(grouping)
             keys = list(zip(*(fields[key] for key in grouping.keys), strict=True))
-            numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-            parts: list[tuple[RowWords, Texts]] = []
-            starts = [0]
-            for key in numbers:
-                found = self._store.index.entity(self._txn, reach, key, t) if None not in key else []
-                parts += found
-                starts.append(starts[-1] + sum(len(part[0]) for part in found))
-            rows, texts = reach.layout.together(parts)
-            places = np.array([numbers[key] for key in keys], np.int64) if len(numbers) < len(keys) else None
-            result.update(reach.reads.values(rows, np.array(starts), t, texts, places))
+            same = (id(reach), t, tuple(keys))
+            values = self._read.get(same)
+            if values is None:
+                values = self._read[same] = self._values(place.prefix, reach, keys, t)
+            result.update(values)
         return result
+
+    def _values(
+        self, prefix: bytes, reach: Reach, keys: Sequence[tuple[Any, ...]], t: int
+    ) -> dict[str, pa.Array]:
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        parts: list[tuple[RowWords, Texts]] = []
+        starts = [0]
+        for key in numbers:
+            found = self._rows(prefix, reach, key, t) if None not in key else []
+            parts += found
+            starts.append(starts[-1] + sum(len(part[0]) for part in found))
+        rows, texts = reach.layout.together(parts)
+        places = np.array([numbers[key] for key in keys], np.int64) if len(numbers) < len(keys) else None
+        return reach.reads.values(rows, np.array(starts), t, texts, places)
+
+    def _rows(
+        self, prefix: bytes, reach: Reach, key: tuple[Any, ...], t: int
+    ) -> list[tuple[RowWords, Texts]]:
+        """Fetch an entity's rows, or take those that another model's reads fetched, where they go as far."""
+        known = self._fetched.get((prefix, key))
+        if known is not None and known[0] == t and (known[1] is reach or known[1].goes_as_far_as(reach)):
+            return known[2]
+        found = self._store.index.entity(self._txn, prefix, reach, key, t)
+        self._fetched[prefix, key] = (t, reach, found)
+        return found
 
 
 class OnlineStore:
@@ -155,158 +185,135 @@ class OnlineStore:
     ) -> None:
         check_room(folder)
         self.folder = folder
-        self.groupings = list(groupings)
         self.replay = replay
         self.clock = clock or SystemClock()
-        self._schemas = schemas
-        self._written: dict[str, _Written] = {}
-        self._schema_hashes = {
-            # Ties are hashes of one version of DuckDB: another one fills its index anew.
-            g.content: content_hash([duckdb.__version__, dict(schemas[g.source.content])])
-            for g in groupings
-        }
-        self._filled: tuple[bytes, frozenset[str]] = (b"", frozenset())
-        self._reaches: dict[int, Reach] = {}
-        read = {grouping.source.content: grouping.source for grouping in groupings}
-        for source in {**read, **{source.content: source for source in sources}}.values():
-            own = [grouping for grouping in groupings if grouping.source.content == source.content]
-            if source.name in self._written:
-                raise StoreError(
-                    f"Two different sources are called {source.name!r}.",
-                    do="rename one of them, or serve their models from two servers.",
-                )
-            self._written[source.name] = _Written(source, schemas[source.content], own)
+        self.wanted_sources = _by_name(groupings, sources)
         _drop_after_power_cut(folder)
         self.index = Index(folder / "index", chunk_rows=chunk_rows)
+        self._kept = NOTHING
+        self._latest: tuple[bytes, Mapping[str, int]] = (b"", {})
+        self._reaches: dict[int, Reach] = {}
+        self._equal: weakref.WeakValueDictionary[Any, Reach] = weakref.WeakValueDictionary()
+        self._written: tuple[bytes, dict[str, Written]] = (b"", {})
         with self.index.write():
             # Under the lock: opening cuts what a killed writer left half-written.
             self.log = RecordLog.open(folder / "events", durability=durability)
+        self.want(groupings, schemas, sources)
 
     def close(self) -> None:
         self.log.close()
         self.index.close()
 
+    # what is kept
+
+    def want(
+        self,
+        groupings: Sequence[Grouping],
+        schemas: Mapping[str, Mapping[str, str]],
+        sources: Sequence[Source] = (),
+    ) -> None:
+        """Say what is to be read from now on, as when the store was opened; what of it is missing can be filled then.
+
+        Raises:
+            StoreError: two sources have one name; what was wanted before still is.
+        """
+        by_name = _by_name(groupings, sources)
+        with self.index.read() as txn:
+            found = planned(groupings, self.kept(txn), schemas)
+        self.wanted = (groupings, schemas, sources)
+        self.wanted_sources, self.schemas, self.groupings = by_name, schemas, found
+
+    def kept(self, txn: lmdb.Transaction) -> Kept:
+        """Give what the index keeps in this snapshot."""
+        known = self._kept
+        if known.token != token_of(self.index, txn):
+            known = self._kept = kept_in(self.index, txn)
+        return known
+
+    def written(self, txn: lmdb.Transaction) -> dict[str, Written]:
+        """Give source name -> what its events need, for everything that is kept, and for this store's own sources before they are."""
+        kept = self.kept(txn)
+        token, written = self._written
+        if not written or token != kept.token:
+            own = {
+                name: KeptSource(definition_of(source), dict(self.schemas[source.content]), b"")
+                for name, source in self.wanted_sources.items()
+            }
+            written = written_of(Kept(kept.groupings, {**own, **kept.sources}), written)
+            self._written = kept.token, written
+        return written
+
+    def _written_now(self) -> dict[str, Written]:
+        with self.index.read() as txn:
+            return self.written(txn)
+
     @property
     def sources(self) -> dict[str, Source]:
         """Source name -> source."""
-        return {name: written.source for name, written in self._written.items()}
+        return {name: written.source for name, written in self._written_now().items()}
 
     def reach(self, grouping: Grouping) -> Reach:
-        """Give how far a grouping's reads reach; worked out at the first read."""
+        """Give how far a grouping's reads reach; worked out at the first read, and once for groupings that are equal."""
         found = self._reaches.get(id(grouping))
-        if found is None or found.grouping is not grouping:
-            found = self._reaches[id(grouping)] = Reach(grouping, self.layout(grouping))
+        if found is None:
+            schema = self.schemas[grouping.source.content]
+            same = (grouping.content, grouping.reads, schema_hash(schema))
+            found = self._equal.get(same)
+            if found is None:
+                found = self._equal[same] = Reach(grouping, Layout(grouping, schema), same[2])
+            self._reaches[id(grouping)] = found
+            weakref.finalize(grouping, self._reaches.pop, id(grouping), None)
         return found
 
-    def layout(self, grouping: Grouping) -> Layout:
-        return self._written[grouping.source.name].layouts[grouping.content]
+    def latest(self, txn: lmdb.Transaction) -> Mapping[str, int]:
+        """Give source content -> when its latest row became readable, in microseconds."""
+        raw = self.index.raw(txn, "latest")
+        known, found = self._latest
+        if raw != known:
+            found = self.index.get(txn, "latest", {})
+            self._latest = raw, found
+        return found
+
+    def heard(self, txn: lmdb.Transaction, source: Source, at: int) -> None:
+        """Note when a source's latest row became readable."""
+        latest: dict[str, int] = self.index.get(txn, "latest", {})
+        if at > latest.get(source.content, 0):
+            self.index.put(txn, "latest", latest | {source.content: at})
 
     # filling and rebuilding
 
     def missing(self) -> list[Grouping]:
         """Give the groupings that are not filled yet."""
         with self.index.read() as txn:
-            filled = self.filled(txn)
-        return [grouping for grouping in self.groupings if grouping.content not in filled]
+            return self.missing_in(self.kept(txn))
 
-    def filled(self, txn: lmdb.Transaction) -> frozenset[str]:
-        """Give the contents of this store's groupings that the index has all rows of."""
-        raw = self.index.raw(txn, "filled")
-        known, found = self._filled
-        if raw != known:
-            kept: dict[str, list[Any]] = self.index.get(txn, "filled", {})
-            found = frozenset(g.content for g in self.groupings if self._has_all(g, kept.get(g.content)))
-            self._filled = raw, found
-        return found
-
-    def _has_all(self, grouping: Grouping, kept: list[Any] | None) -> bool:
-        """Whether what is kept has this store's layout and goes back as far as its windows."""
-        if kept is None or kept[0] != self._schema_hashes[grouping.content]:
-            return False
-        return kept[1] is None or (grouping.longest_past is not None and grouping.longest_past <= kept[1])
+    def missing_in(self, kept: Kept) -> list[Grouping]:
+        """Give the groupings that something kept does not have all rows of."""
+        return [
+            grouping
+            for grouping in self.groupings
+            if (place := kept.groupings.get(grouping.content)) is None
+            or place.schema_hash != schema_hash(self.schemas[grouping.source.content])
+            or not place.reaches(grouping.longest_past)
+        ]
 
     def cutover(self) -> int | None:
         """Give the recorded cutover in microseconds: rows readable before it come from the files, later ones from the log."""
-        recorded = self.folder / "cutover"
-        return int(recorded.read_text()) if recorded.exists() else None
+        return filling.recorded_cutover(self.folder)
 
     def fill(self, engine: DuckDBEngine, *, cutover: int | None = None, say: Say = lambda _: None) -> None:
-        """Fill what is missing from the sources' files up to the cutover and from the event log after it.
+        """Fill what is missing from the sources' files up to the cutover and from the event log after it. Others may write and read meanwhile.
 
         Args:
             engine: reads the files.
             cutover: recorded the first time; now by default. A later call may not change it.
             say: told what is being done.
         """
-        with self.index.write() as txn:
-            border = self._border(cutover)
-            self.log.refresh()
-            self._apply_missing(txn)
-            filled = self.filled(txn)
-            wanted = [grouping for grouping in self.groupings if grouping.content not in filled]
-            if wanted:
-                self._fill(txn, engine, border, wanted, say)
-                kept = self.index.get(txn, "filled", {})
-                kept.update({g.content: [self._schema_hashes[g.content], g.longest_past] for g in wanted})
-                self.index.put(txn, "filled", kept)
-            self._record(border)
+        filling.fill(self, engine, cutover=cutover, say=say)
 
-    def _border(self, cutover: int | None) -> int:
-        """Give the recorded cutover, or a new one; called under the lock, so that there is one first time."""
-        recorded = self.cutover()
-        if recorded is not None and cutover is not None and cutover != recorded:
-            raise StoreError(
-                "The cutover of this store is recorded already.",
-                where=str(self.folder),
-                expected=str(recorded),
-                found=str(cutover),
-                do="leave the cutover out, or give another --state folder.",
-            )
-        if recorded is not None:
-            return recorded
-        return cutover if cutover is not None else self.clock.now()
-
-    def _record(self, border: int) -> None:
-        """Write the cutover beside the index: it outlives it, and with it what is in the files and what in the log."""
-        if (self.folder / "cutover").exists():
-            return
-        fresh = self.folder / ".cutover"
-        with fresh.open("w") as out:
-            out.write(str(border))
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(fresh, self.folder / "cutover")
-
-    def _fill(
-        self, txn: lmdb.Transaction, engine: DuckDBEngine, border: int, wanted: list[Grouping], say: Say
-    ) -> None:
-        logged = event_log.raw_rows(
-            self.folder / "events", {name: w.reader for name, w in self._written.items()}
-        )
-        floor = max(border, self.index.get(txn, "floor", 0))
-        for grouping in wanted:
-            written = self._written[grouping.source.name]
-            rows = Rows(grouping.source.data, border, logged.get(grouping.source.name))
-            table = engine.sorted_rows(grouping, written.schema, rows, "as_of")
-            self.index.fill(
-                txn, grouping, written.layouts[grouping.content], written.schema, table, floor, say
-            )
-        for written in self._written.values():
-            if written.source.id is not None and any(
-                g.source.content == written.source.content for g in wanted
-            ):
-                union = Grouping(written.source, tuple(written.preparer.keys), (), ())
-                rows = Rows(written.source.data, border, logged.get(written.source.name))
-                heads = engine.heads(union, written.schema, rows)
-                within = written.source.corrections_within_microseconds
-                self.index.fill_facts(txn, written.source.content, heads, union.keys, within)
-        sources = {grouping.source.content: grouping.source for grouping in wanted}
-        fingerprints.save(
-            self.folder,
-            {c: fingerprints.fingerprint(engine, s, self._schemas[c], border) for c, s in sources.items()},
-        )
-        self.index.put(txn, "stamp", max(border - 1, self.index.get(txn, "stamp", 0)))
-        self.index.put(txn, "floor", floor)
+    def forget_others(self) -> None:
+        """Keep nothing but what this store wants; for whoever knows that nobody else reads from it."""
+        filling.forget_others(self)
 
     # writing
 
@@ -317,15 +324,15 @@ class OnlineStore:
             RequestError: no such source.
             DataError: the events are not the source's.
         """
-        written = self._written.get(source)
+        known = self._written_now()
+        written = known.get(source)
         if written is None:
             raise RequestError(
                 f"There is no source {source!r} here.",
-                expected=f"nearest: {nearest(source, self._written)}",
+                expected=f"nearest: {nearest(source, known)}",
                 do="correct the source's name.",
             )
-        raw = written.reader.read(events)
-        return Incoming(source, key, events, written.preparer.prepare(raw))
+        return Incoming(source, key, events, written.prepare(events), written.made_of)
 
     def commit(self, group: Sequence[Incoming]) -> list[Taken | RequestError]:
         """Take a group of deliveries in one commit; one answer each, in their order.
@@ -335,8 +342,8 @@ class OnlineStore:
         """
         answers: list[Taken | RequestError] = []
         with self.index.write() as txn:
-            self.log.refresh()
-            self._apply_missing(txn)
+            self.catch_up(txn)
+            written = self.written(txn)
             fresh: list[tuple[Incoming, Delivery]] = []
             digests: dict[str, bytes] = {}
             firsts: dict[tuple[str, str], int] = {}
@@ -358,7 +365,7 @@ class OnlineStore:
                 else:
                     last = last if self.replay else max(self.clock.now(), last + 1)
                     sequence += 1
-                    source = self._written[incoming.source].source
+                    source = written[incoming.source].source
                     fresh.append(
                         (
                             incoming,
@@ -376,27 +383,34 @@ class OnlineStore:
                     answers.append(Taken(len(incoming.rows), False, sequence))
             if fresh:
                 self.log.append([event_log.encode(delivery) for _, delivery in fresh])
-                laid_out = self._laid_out(txn)
                 for incoming, delivery in fresh:
-                    self._apply(txn, delivery, incoming.rows, laid_out)
-                self._advance(txn, self.log.next_number)
+                    own = written[incoming.source]
+                    prepared = incoming.prepared_for is own.made_of or incoming.prepared_for == own.made_of
+                    self._apply(txn, delivery, own, incoming.rows if prepared else None)
+                self._advance(txn)
                 self._close_facts(txn, 2 * sum(len(incoming.rows) for incoming, _ in fresh))
         return answers
 
     def _close_facts(self, txn: lmdb.Transaction, most: int) -> None:
-        """Once everything logged is applied: forget facts that nothing to come can correct."""
-        passed, stamp = self.index.get(txn, "passed", 0), self.index.get(txn, "stamp", 0)
-        self.index.close_facts(txn, passed if self.replay else stamp + 1, most)
+        """Once everything logged is applied: forget facts that nothing to come can correct, not even what a filling has still to take."""
+        filling_from = self.index.get(txn, "filling")
+        coming = self.coming(txn)
+        self.index.close_facts(txn, min(coming, filling_from[0]) if filling_from else coming, most)
 
-    def _advance(self, txn: lmdb.Transaction, sequence: int) -> None:
-        """Note what has been applied. Groupings of models that only other servers have were not: they are not filled any more."""
-        kept: dict[str, list[Any]] = self.index.get(txn, "filled", {})
-        current = {
-            content: how for content, how in kept.items() if self._schema_hashes.get(content) == how[0]
-        }
-        if len(current) < len(kept):
-            self.index.put(txn, "filled", current)
-        self.index.put(txn, "sequence", sequence)
+    def coming(self, txn: lmdb.Transaction) -> int:
+        """Give the time at which whatever is not applied yet becomes readable, or before it."""
+        passed, stamp = self.index.get(txn, "passed", 0), self.index.get(txn, "stamp", 0)
+        return passed if self.replay else stamp + 1
+
+    def _advance(self, txn: lmdb.Transaction) -> None:
+        """Note what has been applied, to everything kept that this process can keep up: what it cannot is not kept any more."""
+        kept = self.kept(txn)
+        keeping_up = {place.prefix for written in self.written(txn).values() for place in written.places}
+        left = {content: g for content, g in kept.groupings.items() if g.prefix in keeping_up}
+        if len(left) < len(kept.groupings):
+            now = Kept(left, kept.sources, secrets.token_bytes(8))
+            keep(self.index, txn, now, instead_of=kept)
+        self.index.put(txn, "sequence", self.log.next_number)
 
     def _too_early(self, incoming: Incoming, passed: int) -> ReplayOrderError | None:
         early = [
@@ -419,7 +433,8 @@ class OnlineStore:
         Args:
             firsts: (source, fact) -> when its first version became readable, of deliveries taken in this commit; added to.
         """
-        source = self._written[incoming.source].source
+        own = self.written(txn)[incoming.source]
+        source, facts = own.source, own.facts
         if source.corrections_within is None:
             return None
         earliest: dict[str, int] = {}
@@ -428,7 +443,7 @@ class OnlineStore:
                 earliest[row.fact] = min(row.available_at, earliest.get(row.fact, row.available_at))
         early: list[tuple[str, int, int]] = []
         for fact, time in earliest.items():
-            first = firsts.get((source.name, fact), self.index.first_available(txn, source.content, fact))
+            first = firsts.get((source.name, fact), self.index.first_available(txn, facts, fact))
             if first is not None and time < first:
                 early.append((fact, time, first))
         if not early:
@@ -457,43 +472,33 @@ class OnlineStore:
             return True
 
     def _apply(
-        self, txn: lmdb.Transaction, delivery: Delivery, rows: Sequence[PreparedRow], laid_out: set[str]
+        self,
+        txn: lmdb.Transaction,
+        delivery: Delivery,
+        written: Written | None,
+        rows: Sequence[PreparedRow] | None = None,
     ) -> None:
-        stamp = latest = delivery.stamp
-        floor = stamp or self.index.get(txn, "floor", 0)
-        written = self._written.get(delivery.source)
-        places = [place for place in written.places if place[0].content in laid_out] if written else []
-        within = written.source.corrections_within_microseconds if written else None
-        if within is not None and not stamp:  # the first version of a fact first
-            rows = sorted(rows, key=lambda row: row.available_at or 0)
-        for row in rows:
-            available = stamp or row.available_at  # no stamp: it was a replay
-            if available is None:
-                continue
-            latest = max(latest, available)
-            if written is not None and places:
-                names = written.preparer.keys
-                self.index.apply(txn, written.source.content, row, names, available, places, floor, within)
+        """Take a logged delivery into the index; `rows` are its own, where they are prepared already."""
+        latest = delivery.stamp
+        if written is not None:
+            floor = delivery.stamp or self.index.get(txn, "floor", 0)
+            own = written.prepare(delivery.events) if rows is None else rows
+            latest = written.apply(self.index, txn, own, delivery.stamp, floor)
+            self.heard(txn, written.source, latest)
         self.index.put(txn, "stamp", max(latest, self.index.get(txn, "stamp", 0)))
         digest = hashlib.blake2b(delivery.source.encode() + b"\0" + delivery.events, digest_size=16).digest()
         self.index.note_delivery(txn, delivery.key, digest)
 
-    def _laid_out(self, txn: lmdb.Transaction) -> set[str]:
-        """Give the contents of this store's groupings that the index has rows of, in this store's layout."""
-        kept: dict[str, list[Any]] = self.index.get(txn, "filled", {})
-        return {content for content, how in kept.items() if self._schema_hashes.get(content) == how[0]}
-
-    def _apply_missing(self, txn: lmdb.Transaction) -> None:
-        """Apply what a killed writer had logged but not indexed."""
+    def catch_up(self, txn: lmdb.Transaction) -> Kept:
+        """Apply what a killed writer had logged but not indexed; give what is kept."""
+        self.log.refresh()
         applied = self.index.get(txn, "sequence", 0)
-        if applied >= self.log.next_number:
-            return
-        laid_out = self._laid_out(txn)
-        for _, delivery in event_log.deliveries(self.folder / "events", applied):
-            written = self._written.get(delivery.source)
-            raw = written.reader.read(delivery.events) if written is not None else None
-            self._apply(txn, delivery, written.preparer.prepare(raw) if written and raw else [], laid_out)
-        self._advance(txn, self.log.next_number)
+        if applied < self.log.next_number:
+            written = self.written(txn)
+            for _, delivery in event_log.deliveries(self.folder / "events", applied):
+                self._apply(txn, delivery, written.get(delivery.source))
+            self._advance(txn)
+        return self.kept(txn)
 
     # reading
 
@@ -502,10 +507,24 @@ class OnlineStore:
         return Snapshot(self, self.index.read())
 
 
+def _by_name(groupings: Sequence[Grouping], sources: Sequence[Source]) -> dict[str, Source]:
+    """Give source name -> source, of groupings and of others."""
+    by_content = {grouping.source.content: grouping.source for grouping in groupings}
+    result: dict[str, Source] = {}
+    for source in {**by_content, **{source.content: source for source in sources}}.values():
+        if source.name in result:
+            raise StoreError(
+                f"Two different sources are called {source.name!r}.",
+                do="rename one of them, or serve their models from two servers.",
+            )
+        result[source.name] = source
+    return result
+
+
 def _drop_after_power_cut(folder: Path) -> None:
-    """The index is never synced, so one of another boot is not to be trusted, not even to be opened: it is filled again."""
+    """The index is never synced, so one of another boot (or format) is not to be trusted, not even to be opened: it is filled again."""
     boot = Path("/proc/sys/kernel/random/boot_id")
-    now = boot.read_text().strip() if boot.exists() else "unknown"
+    now = f"{boot.read_text().strip() if boot.exists() else 'unknown'} {_FORMAT}"
     with (folder / "boot.lock").open("a") as lock:
         fcntl.flock(
             lock, fcntl.LOCK_EX
