@@ -33,6 +33,9 @@ check: $(READY) ## what CI runs: format, lint, types
 bench: $(READY) ## print ratios against what you would use instead, of what is installed; flags in BENCH="..."
 	$(BIN)/python -m benchmarks.asof $(BENCH)
 
+bench-portfolio: $(READY) ## what 1, 30 and 300 models in one server cost; flags in BENCH="..."
+	$(BIN)/python -m benchmarks.portfolio $(BENCH)
+
 $(BENCH_READY): pyproject.toml constraints.txt benchmarks/requirements.txt benchmarks/requirements-feast.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install -q -c constraints.txt -e .
@@ -50,4 +53,4 @@ chaos: $(READY) ## load a server while workers and models are broken, and check 
 clean: ## remove what the other words made
 	rm -rf $(VENV) .venv-bench .venv-bench-feast demo .sameworld examples/*/data
 
-.PHONY: help install demo test check bench bench-all chaos clean
+.PHONY: help install demo test check bench bench-portfolio bench-all chaos clean

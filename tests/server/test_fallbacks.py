@@ -138,7 +138,7 @@ def hurried(trained: SmallWorld) -> Iterator[Driven]:
 
 
 def test_what_misses_the_deadline_is_answered_by_a_fallback(hurried: Driven) -> None:
-    served = hurried.client.server._models["plain"]
+    served = hurried.client.server.portfolio.models["plain"]
     assert isinstance(served.lane, NativeLane)
     served.bundle = Late(served.bundle)
     found = one(hurried.predict({"request": REQUEST}))
@@ -158,7 +158,7 @@ def test_what_misses_the_deadline_is_answered_by_a_fallback(hurried: Driven) -> 
 def test_a_model_that_gives_no_number_is_answered_by_a_fallback(
     server: Driven, answer: Any, reason: str
 ) -> None:
-    served = server.client.server._models["plain"]
+    served = server.client.server.portfolio.models["plain"]
     sound, served.bundle = served.bundle, Wrong(served.bundle)
     served.bundle.answer = answer
     found = one(server.predict({"request": REQUEST}))
@@ -170,7 +170,9 @@ def test_a_model_that_gives_no_number_is_answered_by_a_fallback(
 # The prediction log.
 
 
-def test_an_answer_that_cannot_be_logged_still_goes_out(server: Driven, trained: SmallWorld) -> None:
+def test_an_answer_that_cannot_be_logged_still_goes_out(
+    server: Driven, trained: SmallWorld, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = next((trained.state / "predictions").iterdir())
     assert one(server.predict({"request": REQUEST}))["logged"]
     kept = len(list(predictions(trained.state)))
@@ -187,6 +189,11 @@ def test_an_answer_that_cannot_be_logged_still_goes_out(server: Driven, trained:
     folder.unlink()
     shutil.move(aside, folder)
     assert one(server.predict({"request": REQUEST}))["logged"]
+    told = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    assert [(line["incident"], line["of"]) for line in told] == [
+        ("broken", "prediction log"),
+        ("recovered", "prediction log"),
+    ]
     assert len(list(predictions(trained.state))) == kept + 1
 
 

@@ -68,7 +68,7 @@ async def asked(server: Driven, model: str, count: int) -> Counter[tuple[str, st
 
 
 def slowed(server: Driven, seconds: float) -> None:
-    served = server.client.server._models["plain"]
+    served = server.client.server.portfolio.models["plain"]
     served.bundle = Slow(served.bundle, seconds)
     for count in (1, 4, 8):
         server.run(asked(server, "plain", count))
@@ -150,10 +150,10 @@ def test_a_native_model_that_takes_too_long_is_guarded(
     two: SmallWorld, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with driven(two.config(), cutover=UNTIL) as server:
-        assert isinstance(server.client.server._models["plain"].lane, NativeLane)
+        assert isinstance(server.client.server.portfolio.models["plain"].lane, NativeLane)
     monkeypatch.setattr(lanes, "LONGEST_NATIVE_SECONDS", 0.0)
     with driven(two.config(), cutover=UNTIL) as server:
-        assert isinstance(server.client.server._models["plain"].lane, GuardedLane)
+        assert isinstance(server.client.server.portfolio.models["plain"].lane, GuardedLane)
         assert server.run(asked(server, "plain", 3)) == {("model", ""): 3}
     assert "model plain is native but takes" in caplog.text
 
@@ -162,7 +162,7 @@ def test_a_guarded_model_takes_together_what_waits(two: SmallWorld, monkeypatch:
     """While its process is busy, requests wait for it in one line, and go to it in one batch."""
     monkeypatch.setattr(lanes, "LONGEST_NATIVE_SECONDS", 0.0)
     with driven(two.config(), cutover=UNTIL) as server:
-        lane = server.client.server._models["plain"].lane
+        lane = server.client.server.portfolio.models["plain"].lane
         assert isinstance(lane, GuardedLane)
         sizes: list[int] = []
         score = lane.score

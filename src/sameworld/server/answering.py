@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from sameworld.definitions.model import meaning_of
 from sameworld.errors import ReplayOrderError
 from sameworld.server.lanes import Columns, DeadlineError, GuardedLane, Lane, LaneError, NativeLane
 from sameworld.server.metrics import Metrics
+from sameworld.server.requests import RequestReader
 from sameworld.server.syncing import Syncing
 from sameworld.server.turns import Line, Turns
 from sameworld.serving.tiers import MODEL, Answer, fall_back
@@ -34,13 +35,30 @@ from sameworld.training.logged import shape_of
 _GATHERING_SECONDS = 0.02
 
 
-class Served:
-    """One model as it is served."""
+LOADING = "loading"
+"""The reason of answers that fall back while a model is read from its bundle."""
 
-    def __init__(self, name: str, bundle: Bundle, lane: Lane, groupings: Sequence[Grouping]) -> None:
+
+class Served:
+    """One model as it is served: all that a request to it needs, switched by one pointer.
+
+    Args:
+        name: of its route.
+        bundle: what answers; where its estimator is not loaded, its fallbacks do.
+        lane: where the model runs.
+        groupings: the store's.
+        reader: reads its requests.
+    """
+
+    def __init__(
+        self, name: str, bundle: Bundle, lane: Lane, groupings: Sequence[Grouping], reader: RequestReader
+    ) -> None:
         self.name = name
         self.bundle = bundle
         self.lane = lane
+        self.reader = reader
+        self.loaded = bundle.estimator is not None or not isinstance(lane, NativeLane)
+        self.asked_at = 0.0  # seconds on the steady clock
         self.fields = list(bundle.description.request)
         self.kinds = [VALUE_TYPES[family] for family in bundle.description.request.values()]
         self.groupings = narrowed(groupings, aggregates_of(bundle.model.features.values()))
@@ -110,9 +128,13 @@ class Answering:
         store: the online world.
         log: this process's prediction log.
         metrics: counts.
+        load: told of a model that is asked and not loaded; gives the reason of the answers meanwhile.
     """
 
-    def __init__(self, store: OnlineStore, log: PredictionLog, metrics: Metrics) -> None:
+    def __init__(
+        self, store: OnlineStore, log: PredictionLog, metrics: Metrics, load: Callable[[Served], str]
+    ) -> None:
+        self._load = load
         self._store = store
         self._log = log
         self._syncing = Syncing(log) if log.on_disk else None
@@ -165,7 +187,7 @@ class Answering:
         try:
             self._answer(None, batch)
         except Exception as error:  # noqa: BLE001 # nobody may be left waiting for an answer that nobody makes
-            self._metrics.broken("answering")
+            self._metrics.broken("answering", f"{type(error).__name__}: {error}")
             for own in _by_model([asked for asked in batch if not asked.answer.done()]):
                 self._shed(own, f"server: {type(error).__name__}: {error}")
                 self._turns.done(own[0].served.line, own)
@@ -176,9 +198,17 @@ class Answering:
         self._give(group, answers, None, self._store.clock.now(), 0)
 
     def _answer(self, at: int | None, batch: list[Asked]) -> None:
+        for own in _by_model(batch):
+            own[0].served.asked_at = own[0].arrived
+        absent = [asked for asked in batch if not asked.served.loaded]
+        batch = [asked for asked in batch if asked.served.loaded] if absent else batch
         started = time.perf_counter()
         t, sequence, broken = self._read(at, batch)
-        reading = (time.perf_counter() - started) / len(batch)
+        reading = (time.perf_counter() - started) / max(len(batch), 1)
+        for own in _by_model(absent):
+            reason = self._load(own[0].served)
+            self._give(own, [self._fall_back(asked, reason) for asked in own], None, t, sequence)
+            self._turns.done(own[0].served.line, own)
         sharing: dict[tuple[str, bool], list[Asked]] = {}
         for asked in batch:
             if not asked.answer.done():
@@ -231,9 +261,10 @@ class Answering:
                     values = snapshot.aggregates(served.groupings, fields, t)
                     for asked, place in zip(group, places, strict=True):
                         asked.read = (values, place)
+                self._metrics.worked("store")
                 return t, snapshot.sequence, ""
         except Exception as error:  # noqa: BLE001 # whatever breaks in the store, the caller gets the declared fallback and it is counted
-            self._metrics.broken("store")
+            self._metrics.broken("store", f"{type(error).__name__}: {error}")
             return (
                 at if at is not None else self._store.clock.now(),
                 0,
@@ -364,11 +395,14 @@ class Answering:
         ]  # fmt: skip
         failure = self._log.write(rows, served.shape)
         if failure:
-            self._metrics.broken("prediction log")
+            self._metrics.broken("prediction log", failure)
+        else:
+            self._metrics.worked("prediction log")
 
         def give(kept: bool) -> None:
             for asked, row in zip(group, rows, strict=True):
-                self._metrics.answered(served.name, row.tier, row.elapsed_us / 1e6, logged=kept)
+                seconds = row.elapsed_us / 1e6
+                self._metrics.answered(served.name, row.tier, seconds, logged=kept, reason=row.reason)
                 if not asked.answer.done():
                     asked.answer.set_result(Given(row.value, row.tier, row.reason, row.version, row.id, kept))
 

@@ -16,34 +16,32 @@ from typing import Any
 
 import pyarrow as pa
 
-from sameworld.asof.plan import aggregates_of, groupings_of
-from sameworld.asof.request import evaluate
-from sameworld.definitions.feature import Aggregate
-from sameworld.definitions.source import Source
 from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.errors import RequestError, SameworldError, nearest
-from sameworld.server.answering import Answering, Served
+from sameworld.server.answering import Answering
 from sameworld.server.config import ServerConfig, from_environment, on_loopback
-from sameworld.server.lanes import GuardedLane, NativeLane, choose
+from sameworld.server.control import Control
+from sameworld.server.incidents import Incidents
 from sameworld.server.metrics import Metrics
+from sameworld.server.portfolio import Portfolio, wanted_of
+from sameworld.server.recorded import Recorded, recorded
 from sameworld.server.rotating import Rotating
 from sameworld.server.routes import (
     ConflictError,
     ForbiddenError,
     NotFoundError,
-    RequestReader,
     deadline_seconds,
     error_body,
     json_body,
     predictions_body,
     read_events,
+    read_version,
     status_of,
 )
 from sameworld.stores.clock import Clock, SystemClock
 from sameworld.stores.online import Incoming, OnlineStore
 from sameworld.stores.prediction_log import PredictionLog
-from sameworld.training.bundle import Bundle, Registry
-from sameworld.training.world_file import functions_of
+from sameworld.training.bundle import Bundle
 
 _JSON = [("content-type", "application/json")]
 _TEXT = [("content-type", "text/plain; version=0.0.4")]
@@ -66,12 +64,12 @@ class Server:
         config.check()
         self.config = config
         self.clock = clock or SystemClock()
-        self.metrics = Metrics()
-        registry = Registry(Path(config.registry))
-        functions = functions_of(Path(config.world)) if config.world else []
-        bundles = {
-            name: registry.load(address, functions, unpickle=False) for name, address in config.models.items()
-        }
+        self.incidents = Incidents()
+        self.metrics = Metrics(self.incidents)
+        self.portfolio = Portfolio(config, self.incidents)
+        # What control routes changed outlives the process that was told.
+        serving = recorded(Path(config.state)) or Recorded(generation=0, models=config.models)
+        bundles = {name: self.portfolio.read(address) for name, address in serving.models.items()}
         self.store = open_store(config, bundles.values(), self.clock)
         self.log = PredictionLog(Path(config.state), self.clock, durability=config.prediction_durability)
         self._rotating = Rotating(
@@ -81,47 +79,35 @@ class Server:
             keep_bytes=config.keep_prediction_bytes,
             keep_days=config.keep_prediction_days,
         )
-        self._models = {name: self._served(name, bundle) for name, bundle in bundles.items()}
-        self._readers = {
-            name: RequestReader(name, bundle.description.request) for name, bundle in bundles.items()
-        }
-        self._answering = Answering(self.store, self.log, self.metrics)
+        for name, bundle in bundles.items():
+            self.portfolio.put(self.portfolio.served(name, bundle, self.store.groupings))
+        self._answering = Answering(
+            self.store, self.log, self.metrics, lambda served: self.portfolio.need(served, self.store)
+        )
+        self.control = Control(config, self.portfolio, self.store, self.metrics, self.incidents, serving)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="events")
         # A source's events are prepared one delivery at a time, and beside those of other sources.
-        self._preparers = {
-            name: ThreadPoolExecutor(1, thread_name_prefix=f"prepare {name}") for name in self.store.sources
-        }
+        self._preparers: dict[str, ThreadPoolExecutor] = {}
         self._queue: list[tuple[Incoming, asyncio.Future[Any]]] = []
         self._writing = False
         self._open = on_loopback(config.host)
+        self._loading: asyncio.Task[None] | None = None
         self.draining = False
 
-    def _served(self, name: str, bundle: Bundle) -> Served:
-        lane = choose(bundle, self.config.registry, self.config.world, self.config.guarded_memory_bytes)
-        return Served(name, bundle, lane, self.store.groupings)
-
     def start(self) -> None:
-        """Warm up, and begin to keep guarded processes alive; needs a running loop."""
+        """Load models, begin to keep guarded processes alive and to follow what is recorded; needs a running loop."""
         self._rotating.start()
-        for served in self._models.values():
-            self._warm(served)
-            if isinstance(served.lane, GuardedLane):
-                served.lane.start()
-
-    def _warm(self, served: Served) -> None:
-        """Load compiled kernels and the libraries' own lazy parts before the first caller has to wait for them."""
-        nothing = {name: [None] for name in served.fields}
-        with self.store.snapshot() as snapshot:
-            values = snapshot.aggregates(served.groupings, nothing, snapshot.moment())
-        if isinstance(served.lane, NativeLane):
-            fields = {name: pa.array([None], kind) for _, name, kind in served.evaluated}
-            served.bundle.scores(evaluate(served.bundle.model.features, values, fields, served.bundle.types))
+        self.portfolio.start()
+        self._loading = asyncio.get_running_loop().create_task(self.portfolio.load_all(self.store))
+        self.control.start()
 
     async def stop(self) -> None:
         """End guarded processes and close what is open."""
-        for served in self._models.values():
-            if isinstance(served.lane, GuardedLane):
-                await served.lane.stop()
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.gather(self._loading, return_exceptions=True)
+        await self.control.stop()
+        await self.portfolio.close()
         for pool in (*self._preparers.values(), self._writer):
             pool.shutdown()
         await self._rotating.stop()
@@ -144,6 +130,9 @@ class Server:
                 case ["v1", "sources", source, "events"] if method == "POST":
                     self._authorise(header("authorization"))
                     return 200, _JSON, await self._events(source, header("idempotency-key"), await body())
+                case ["control", *rest]:
+                    self._authorise(header("authorization"))
+                    return 200, _JSON, json_body(await self._control(method, path, rest, body))
                 case ["livez"]:
                     return 200, _JSON, b'{"live":true}'
                 case ["readyz"]:
@@ -172,19 +161,39 @@ class Server:
         if self.draining:
             return ["nothing: it was told to stop"]
         waiting = [f"grouping {g.source.name} by {', '.join(g.keys)}" for g in self.store.missing()]
-        waiting += [f"model {name}" for name, served in self._models.items() if not served.lane.settled]
-        return waiting
+        if self._loading is None or not self._loading.done():
+            waiting.append("models to be loaded")
+        return waiting + [f"model {name}" for name in self.portfolio.waiting()]
+
+    async def _control(
+        self, method: str, path: str, rest: list[str], body: Callable[[], Awaitable[bytes]]
+    ) -> dict[str, Any]:
+        match method, rest:
+            case "GET", ["status"]:
+                return await self.control.status()
+            case "GET", ["models"]:
+                return self.control.listing()
+            case "POST", ["models", name]:
+                return await self.control.add(name, read_version(await body()))
+            case "DELETE", ["models", name]:
+                return await self.control.remove(name)
+            case _:
+                raise NotFoundError(
+                    f"There is no {method} {path} here.",
+                    expected="GET /control/status, GET /control/models, POST or DELETE /control/models/{model}",
+                    do="correct the method or the path.",
+                )
 
     async def _predict(self, model: str, body: bytes, header: Callable[[str], str | None]) -> bytes:
-        served = self._models.get(model)
+        served = self.portfolio.models.get(model)
         if served is None:
             raise NotFoundError(
                 f"There is no model {model!r} here.",
-                expected=f"nearest: {nearest(model, self._models)}",
+                expected=f"nearest: {nearest(model, self.portfolio.models)}",
                 do="correct the model's name.",
             )
         _refuse_large(body)
-        requests, at = self._readers[model].read(body)
+        requests, at = served.reader.read(body)
         if (at is not None) != self.config.replay:
             raise RequestError(
                 "Only a replay is told the moment."
@@ -200,12 +209,15 @@ class Server:
         return predictions_body([await answer for answer in answers])
 
     async def _events(self, source: str, key: str | None, body: bytes) -> bytes:
-        if source not in self.store.sources:
-            raise NotFoundError(
-                f"There is no source {source!r} here.",
-                expected=f"nearest: {nearest(source, self.store.sources)}",
-                do="correct the source's name.",
-            )
+        if source not in self._preparers:
+            known = self.store.sources
+            if source not in known:
+                raise NotFoundError(
+                    f"There is no source {source!r} here.",
+                    expected=f"nearest: {nearest(source, known)}",
+                    do="correct the source's name.",
+                )
+            self._preparers[source] = ThreadPoolExecutor(1, thread_name_prefix=f"prepare {source}")
         _refuse_large(body)
         events = read_events(body)
         loop = asyncio.get_running_loop()
@@ -239,7 +251,7 @@ class Server:
                     )
                 )
             except Exception as error:  # noqa: BLE001 # nothing was taken; every caller is told, and the queue goes on
-                self.metrics.broken("event log")
+                self.metrics.broken("event log", str(error))
                 known = (
                     error
                     if isinstance(error, SameworldError)
@@ -252,6 +264,7 @@ class Server:
                     if not done.done():
                         done.set_exception(known)
                 continue
+            self.metrics.worked("event log")
             for (_, done), outcome in zip(group, outcomes, strict=True):
                 if not done.done():
                     done.set_result(outcome)
@@ -275,21 +288,15 @@ class Server:
 
 def open_store(config: ServerConfig, bundles: Iterable[Bundle], clock: Clock | None = None) -> OnlineStore:
     """Open the store that serves these bundles: every input and read that any of them wants, and the sources of their outcomes."""
-    schemas: dict[str, dict[str, str]] = {}
-    aggregates: list[Aggregate] = []
-    outcomes: list[Source] = []
-    for bundle in bundles:
-        schemas.update(bundle.description.schemas)
-        aggregates += aggregates_of(bundle.model.features.values())
-        outcomes.append(bundle.model.label.aggregate.source)
+    wanted = wanted_of(bundles)
     return OnlineStore(
         Path(config.state),
-        groupings_of(aggregates),
-        schemas,
+        wanted.groupings,
+        wanted.schemas,
         durability=config.durability,
         replay=config.replay,
         clock=clock,
-        sources=outcomes,
+        sources=wanted.sources,
     )
 
 

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from sameworld.server.incidents import Incidents
+from sameworld.server.recent import Recent
+
 _BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 class Metrics:
-    """One server process's counts."""
+    """One server process's counts.
 
-    def __init__(self) -> None:
+    Args:
+        incidents: told of what breaks, and of what works again.
+    """
+
+    def __init__(self, incidents: Incidents | None = None) -> None:
+        self._incidents = incidents or Incidents()
+        self._is_broken: set[str] = set()
         self._registry = CollectorRegistry()
+        self._recent: dict[str, Recent] = {}
         self._of: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
         self._predictions = Counter(
             "sameworld_predictions", "Answers by model and tier.", ["model", "tier"], registry=self._registry
@@ -53,13 +63,25 @@ class Metrics:
             registry=self._registry,
         )
 
-    def answered(self, model: str, tier: str, seconds: float, *, logged: bool) -> None:
+    def recent(self, model: str) -> Recent:
+        """Give how a model has been doing lately."""
+        found = self._recent.get(model)
+        if found is None:
+            found = self._recent[model] = Recent()
+        return found
+
+    def forget(self, model: str) -> None:
+        """Forget how a model that is served no more was doing lately; its counts stay."""
+        self._recent.pop(model, None)
+
+    def answered(self, model: str, tier: str, seconds: float, *, logged: bool, reason: str = "") -> None:
         found = self._of.get((model, tier))
         if found is None:  # looking labels up costs more than counting
             found = self._of[model, tier] = (
                 self._predictions.labels(model, tier),
                 self._seconds.labels(model),
             )
+        self.recent(model).answered(tier, reason, int(seconds * 1e6))
         found[0].inc()
         found[1].observe(seconds)
         if not logged:
@@ -71,8 +93,17 @@ class Metrics:
     def refused(self, status: int) -> None:
         self._refused.labels(str(status)).inc()
 
-    def broken(self, part: str) -> None:
+    def broken(self, part: str, reason: str) -> None:
+        """Count a part's failure."""
         self._broken.labels(part).inc()
+        self._is_broken.add(part)
+        self._incidents.tell("broken", part, reason=reason)
+
+    def worked(self, part: str) -> None:
+        """Note that a part does what it should; called for every micro-batch."""
+        if part in self._is_broken:
+            self._is_broken.discard(part)
+            self._incidents.tell("recovered", part)
 
     def text(self, sequence: int) -> bytes:
         """Give all counts in Prometheus's text format."""

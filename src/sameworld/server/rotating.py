@@ -61,7 +61,7 @@ class Rotating:
             if waiting(self._state) or (limited and clock() - last > self._oldest_seconds):
                 last = clock()
                 if not await self._rotate():
-                    self._metrics.broken("rotation")
+                    self._metrics.broken("rotation", "its process failed; see what it said")
                     await asyncio.sleep(self._pause_seconds)
 
     async def _rotate(self) -> bool:

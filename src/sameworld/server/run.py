@@ -8,6 +8,7 @@ from pathlib import Path
 from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.server.app import open_store
 from sameworld.server.config import ServerConfig
+from sameworld.server.roll_call import present
 from sameworld.server.supervisor import Supervisor
 from sameworld.training.bundle import Registry
 from sameworld.training.world_file import functions_of
@@ -25,10 +26,14 @@ def fill(
     """
     registry = Registry(Path(config.registry))
     functions = functions_of(Path(config.world)) if config.world else []
-    bundles = [registry.load(address, functions, unpickle=False) for address in config.models.values()]
+    bundles = [
+        registry.load(address, functions, without_estimator=True) for address in config.models.values()
+    ]
     store = open_store(config, bundles)
     try:
         store.fill(DuckDBEngine(Path(config.folder)), cutover=cutover, say=say)
+        if not present(Path(config.state)):  # nobody else reads here
+            store.forget_others()
     finally:
         store.close()
 

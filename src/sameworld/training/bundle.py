@@ -221,6 +221,7 @@ class Registry:
         functions: Sequence[NamedFunction] = (),
         *,
         without_code: bool = False,
+        without_estimator: bool = False,
         unpickle: bool = True,
     ) -> Bundle:
         """Read a bundle, check its bytes, its signature and its self-test rows.
@@ -229,6 +230,7 @@ class Registry:
             address: what `save` gave.
             functions: the world's functions for `sw.derive`.
             unpickle: False leaves an estimator that is not the library's own where it is, and runs nothing of it.
+            without_estimator: give the bundle as far as it is small: it plans reads and answers by fallbacks, and gives no scores.
             without_code: give the bundle even where a function is missing, to compare with and not to serve.
 
         Raises:
@@ -256,12 +258,16 @@ class Registry:
             )
         description = msgspec.json.decode((place / "bundle.json").read_bytes(), type=Description)
         model = model_from_json(description.model, {function.code: function for function in functions})
-        if (place / "model.txt").exists():
-            estimator: Any = lightgbm.Booster(model_str=(place / "model.txt").read_text())
+        if without_estimator:
+            estimator: Any = None
+        elif (place / "model.txt").exists():
+            estimator = lightgbm.Booster(model_str=(place / "model.txt").read_text())
         else:
             estimator = pickle.loads((place / "model.pickle").read_bytes()) if unpickle else None
-        with pa.OSFile(str(place / "selftest.arrow")) as source:
-            selftest = pyarrow.ipc.open_file(source).read_all()
+        selftest = None
+        if estimator is not None:
+            with pa.OSFile(str(place / "selftest.arrow")) as source:
+                selftest = pyarrow.ipc.open_file(source).read_all()
         bundle = Bundle(description, model, estimator, selftest, address)
         missing = [f.function.name for f in _derived(model) if f.function.call is None]
         if missing and not without_code:

@@ -1,0 +1,352 @@
+"""Models are added, replaced and removed while the server answers, in every worker: what is recorded in the state folder is what each of them serves.
+
+Whoever takes a control request prepares the change (bundle checked, groupings filled, model loaded), records it, serves it, and waits for the other workers,
+which look at the record several times a second. A change that cannot be prepared changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from sameworld.asof.plan import Grouping
+from sameworld.errors import SameworldError, nearest
+from sameworld.server.answering import Served
+from sameworld.server.config import ServerConfig
+from sameworld.server.incidents import Incidents
+from sameworld.server.lanes import GuardedLane
+from sameworld.server.metrics import Metrics
+from sameworld.server.portfolio import Portfolio, Prepared, wanted_of
+from sameworld.server.recent import together
+from sameworld.server.recorded import Recorded, changing, mark, record, recorded
+from sameworld.server.roll_call import RollCall, Said
+from sameworld.server.routes import NotFoundError
+from sameworld.stores.online import OnlineStore
+from sameworld.training.bundle import Bundle, Registry
+
+_LOOK_SECONDS = 0.2
+_SAY_SECONDS = 1.0
+_OTHERS_SECONDS = 15.0
+
+_Result = TypeVar("_Result")
+
+
+class Control:
+    """What may be asked of one worker about the models of all.
+
+    Args:
+        portfolio: this worker's models.
+        store: the online world.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        portfolio: Portfolio,
+        store: OnlineStore,
+        metrics: Metrics,
+        incidents: Incidents,
+        serving: Recorded,
+    ) -> None:
+        self._config = config
+        self._state = Path(config.state)
+        self._portfolio = portfolio
+        self._store = store
+        self._metrics = metrics
+        self._incidents = incidents
+        self._serving = serving
+        self._trouble = ""
+        self._roll_call = RollCall(self._state)
+        self._one_change = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._lanes: dict[str, tuple[Served, str]] = {}
+
+    def start(self) -> None:
+        """Begin to follow the record, and to tell the other workers; needs a running loop."""
+        self._say()
+        self._begin(self._follow())
+        self._begin(self._keep_saying())
+
+    async def stop(self) -> None:
+        """Follow it no more."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._roll_call.leave()
+
+    def _begin(self, what: Any) -> None:
+        task = asyncio.get_running_loop().create_task(what)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # changes
+
+    async def add(self, name: str, version: str | None) -> dict[str, Any]:
+        """Serve a model, or another version of it, in every worker.
+
+        Args:
+            version: a bundle's address; the newest in the registry by default.
+
+        Raises:
+            SameworldError: it cannot be served; nothing has changed.
+        """
+        address = version or Registry(Path(self._config.registry)).newest(name)
+        if address is None:
+            raise NotFoundError(
+                f"No bundle of {name} is in the registry.",
+                where=self._config.registry,
+                do="train it first: sameworld train; or give its version.",
+            )
+        async with self._changing():
+            before = self._serving.models.get(name)
+            if before != address:
+                bundle = await _in_thread(lambda: self._portfolio.read(address))
+                await self._apply({name: bundle}, [], fill=True)
+                self._record({**self._serving.models, name: address})
+            return await self._everywhere({"model": name, "version": address, "replaced": before})
+
+    async def remove(self, name: str) -> dict[str, Any]:
+        """Serve a model no more, in any worker.
+
+        Raises:
+            NotFoundError: it is not served.
+        """
+        async with self._changing():
+            before = self._serving.models.get(name)
+            if before is None:
+                raise NotFoundError(
+                    f"There is no model {name!r} here.",
+                    expected=f"nearest: {nearest(name, self._serving.models)}",
+                    do="correct the model's name.",
+                )
+            await self._apply({}, [name], fill=False)
+            self._record({known: a for known, a in self._serving.models.items() if known != name})
+            return await self._everywhere({"model": name, "removed": before})
+
+    @contextlib.asynccontextmanager
+    async def _changing(self) -> AsyncGenerator[None]:
+        """One change at a time, among all workers, beginning with what is recorded."""
+        lock = changing(self._state)
+        await _in_thread(lock.__enter__)
+        try:
+            async with (
+                self._one_change
+            ):  # not before: whoever has the lock may be waiting for this worker to follow
+                await self._catch_up()
+                yield
+        finally:
+            lock.__exit__(None, None, None)
+
+    def _record(self, models: dict[str, str]) -> None:
+        now = self._store.clock.now()
+        since = {n: self._serving.since.get(n, now) if self._serving.models.get(n) == a else now for n, a in models.items()}  # fmt: skip
+        self._serving = Recorded(generation=self._serving.generation + 1, models=models, since=since)
+        record(self._state, self._serving)
+
+    async def _apply(self, changed: dict[str, Bundle], removed: list[str], *, fill: bool) -> None:
+        """Let this worker serve other bundles; on an error it serves what it did."""
+        portfolio, store = self._portfolio, self._store
+        leaving = {*removed, *changed}
+        for name, bundle in changed.items():
+            portfolio.check(name, bundle, leaving)
+        staying = {n: s.bundle for n, s in portfolio.models.items() if n not in leaving}
+        bundles = {**staying, **changed}
+        before, groupings = store.wanted, store.groupings
+        wanted = await _in_thread(lambda: wanted_of(bundles.values()))
+        made: list[Prepared] = []
+        try:
+            store.want(wanted.groupings, wanted.schemas, wanted.sources)
+            if fill and store.missing():
+                await _in_thread(
+                    lambda: fill_beside(self._config, {n: b.address for n, b in bundles.items()})
+                )
+                store.want(wanted.groupings, wanted.schemas, wanted.sources)
+            for name, bundle in changed.items():
+                made.append(await portfolio.prepared(name, bundle, store))
+        except BaseException:
+            store.want(*before)
+            for prepared in made:
+                self._begin(portfolio.retire(prepared.light))
+            raise
+        if _contents(groupings) != _contents(store.groupings):
+            await portfolio.regroup(store.groupings)
+        gone = [portfolio.swap(prepared) for prepared in made] + [portfolio.remove(name) for name in removed]
+        for served in gone:
+            if served is not None:
+                self._begin(portfolio.retire(served))
+        for name in removed:
+            self._metrics.forget(name)
+        for name in (*changed, *removed):
+            self._incidents.tell("swap", name, version=changed[name].address if name in changed else None)
+
+    async def _everywhere(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Wait until all workers serve what is recorded; say how many do."""
+        self._say()
+        until = time.monotonic() + _OTHERS_SECONDS
+        while True:
+            others = await _in_thread(self._roll_call.others)
+            serving = [said for said in others if said.generation >= self._serving.generation]
+            if len(serving) == len(others):
+                break
+            if any(said.trouble for said in others if said not in serving) or time.monotonic() > until:
+                break
+            await asyncio.sleep(0.02)
+        if len(serving) == len(others):
+            await _in_thread(self._store.forget_others)
+        troubles = [said.trouble for said in others if said not in serving and said.trouble]
+        return {
+            **facts,
+            "generation": self._serving.generation,
+            "workers": {"serving": 1 + len(serving), "of": 1 + len(others)},
+            **({"trouble": troubles[0]} if troubles else {}),
+        }
+
+    # following
+
+    async def _follow(self) -> None:
+        """Serve what others record."""
+        seen = None
+        while True:
+            now = mark(self._state)
+            if now != seen:
+                async with self._one_change:
+                    await self._catch_up()
+                seen = now
+            self._watch_lanes()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _catch_up(self) -> None:
+        """Serve what is recorded; what cannot be served stays as it was, and the others are told."""
+        found = recorded(self._state)
+        if found is None or found.generation <= self._serving.generation:
+            return
+        portfolio = self._portfolio
+        changed = {n: a for n, a in found.models.items() if self._serving.models.get(n) != a}
+        try:
+            bundles = {n: await _in_thread(lambda a=a: portfolio.read(a)) for n, a in changed.items()}
+            removed = [n for n in portfolio.models if n not in found.models]
+            await self._apply(bundles, removed, fill=True)
+        except Exception as error:  # noqa: BLE001 # the edge: whatever it is, this worker goes on with what it has
+            self._trouble = (
+                error.what if isinstance(error, SameworldError) else f"{type(error).__name__}: {error}"
+            )
+            self._incidents.tell("swap failed", "models", reason=self._trouble)
+        else:
+            self._serving, self._trouble = found, ""
+        self._say()
+
+    def _watch_lanes(self) -> None:
+        """Tell of models whose process broke, and of those that came back."""
+        for name, served in self._portfolio.models.items():
+            lane = served.lane
+            if not isinstance(lane, GuardedLane) or not lane.settled:
+                continue
+            state = "" if lane.ready and lane.breaker.allows(time.monotonic()) else lane.breaker.reason
+            before = self._lanes.get(name)
+            self._lanes[name] = served, state
+            known = before[1] if before is not None and before[0] is served else ""
+            if state and not known:
+                self._incidents.tell("model broken", name, version=served.bundle.address, reason=state)
+            elif known and not state:
+                self._incidents.tell("model recovered", name, version=served.bundle.address)
+        for name in [name for name in self._lanes if name not in self._portfolio.models]:
+            del self._lanes[name]
+
+    # telling
+
+    async def _keep_saying(self) -> None:
+        while True:
+            await asyncio.sleep(_SAY_SECONDS)
+            self._say()
+
+    def _say(self) -> None:
+        with contextlib.suppress(OSError):  # where nothing can be written, the others see what was said last
+            self._roll_call.say(self._own())
+
+    def _own(self) -> Said:
+        models = {name: self._metrics.recent(name).summary() for name in self._portfolio.models}
+        return Said(
+            pid=os.getpid(),
+            at=self._store.clock.now(),
+            generation=self._serving.generation,
+            trouble=self._trouble,
+            models=models,
+        )
+
+    def listing(self) -> dict[str, Any]:
+        """Give the models that are served."""
+        return {
+            "generation": self._serving.generation,
+            "models": [
+                {"model": name, "version": served.bundle.address, "loaded": served.loaded}
+                for name, served in sorted(self._portfolio.models.items())
+            ],
+        }
+
+    async def status(self) -> dict[str, Any]:
+        """Give how every model is doing, all workers together; see `together`."""
+        workers = [self._own(), *await _in_thread(self._roll_call.others)]
+        now = self._store.clock.now()
+        with self._store.snapshot() as snapshot:
+            latest = snapshot.latest()
+        models: list[dict[str, Any]] = []
+        for name, served in sorted(self._portfolio.models.items()):
+            own = served.bundle.model.sources
+            models.append(
+                {
+                    "model": name,
+                    "version": served.bundle.address,
+                    "since": self._serving.since.get(name),
+                    **together(said.models[name] for said in workers if name in said.models),
+                    "lane": "native" if served.bundle.description.native else "guarded",
+                    "loaded": served.loaded,
+                    "bytes": self._portfolio.bytes_of(name),
+                    "sources": {s.name: _age(latest.get(s.content), now) for s in own},
+                }
+            )
+        return {
+            "generation": self._serving.generation,
+            "workers": [{"pid": s.pid, "generation": s.generation, "trouble": s.trouble} for s in workers],
+            "memory": {"models": self._portfolio.bytes, "budget": self._config.memory},
+            "models": models,
+        }
+
+
+def _age(at: int | None, now: int) -> float | None:
+    return None if at is None else (now - at) / 1e6
+
+
+def _contents(groupings: Sequence[Grouping]) -> list[str]:
+    return [grouping.content for grouping in groupings]
+
+
+async def _in_thread(call: Callable[[], _Result]) -> _Result:
+    return await asyncio.get_running_loop().run_in_executor(None, call)
+
+
+def fill_beside(config: ServerConfig, models: dict[str, str]) -> None:
+    """Fill what a store misses for some models, in a process of its own: its sorting must not be felt by those who are answered.
+
+    Raises:
+        SameworldError: it could not; what it said.
+    """
+    given = msgspec.json.encode(msgspec.structs.replace(config, models=models))
+    command = [sys.executable, "-m", "sameworld.server.filling_process"]
+    ended = subprocess.run(command, input=given, capture_output=True, check=False)
+    if ended.returncode:
+        said = ended.stdout.decode(errors="replace").strip() or ended.stderr.decode(errors="replace")[-2000:]
+        raise SameworldError(
+            "What the model reads could not be filled.",
+            where=config.state,
+            found=said or f"the process ended with {ended.returncode}",
+            do="correct what it says and send the request again; what was served before is served on.",
+        )
