@@ -247,8 +247,8 @@ def test_live_vectors_are_proved_while_the_writer_of_events_is_killed(
     tmp_path: Path, durability: str
 ) -> None:
     # given a model trained on the past, two servers that answer and one that only takes events, on one state folder
-    vectors = int(os.environ.get("SAMEWORLD_LIVE_VECTORS", "20000")) // 2
-    kills = int(os.environ.get("SAMEWORLD_LIVE_KILLS", "3"))
+    vectors = int(os.environ.get("LIVE_VECTORS", "20000")) // 2
+    kills = int(os.environ.get("LIVE_KILLS", "3"))
     write_world(tmp_path)
     loaded = load_world(tmp_path / "world.py")
     registry = Registry(tmp_path / "registry")

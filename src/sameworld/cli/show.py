@@ -151,6 +151,18 @@ def size(text: str, *, of: str) -> int:
     return round(float(match[1]) * _UNITS[match[2].lower()])
 
 
+def age_text(seconds: float) -> str:
+    """Write how long ago something was, as people read it.
+
+    >>> age_text(0.2), age_text(95), age_text(200_000)
+    ('0 s', '95 s', '2 d')
+    """
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86_400:.0f} d"
+
+
 def size_text(count: int) -> str:
     """Write bytes as people read them.
 
