@@ -228,7 +228,7 @@ def test_status_says_how_every_model_is_doing(world: SmallWorld, server: Driven)
     assert said["memory"]["models"] == sum(model["bytes"] for model in said["models"]) > 0
 
 
-SWAPS = int(os.environ.get("SWAPS", "60"))
+SWAPS = int(os.environ.get("SWAPS", "30"))
 
 
 def test_swapping_under_load_gives_no_error_and_leaks_nothing(world: SmallWorld, server: Driven) -> None:

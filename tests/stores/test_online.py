@@ -789,13 +789,13 @@ def test_a_narrower_model_reads_what_is_kept_for_a_wider_one() -> None:
 
 @pytest.mark.parametrize("replay", [False, True], ids=["live", "replay"])
 @pytest.mark.parametrize("versions", [*NAMED, *CLOSING])
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_what_comes_while_a_new_grouping_is_filled_is_neither_lost_nor_doubled(
     versions: str, replay: bool, data: st.DataObject
 ) -> None:
     # given a store that serves one grouping
-    history = data.draw(histories, "history")
+    history = data.draw(st.lists(rows, min_size=12, max_size=26), "history")
     within = closing(versions, data)
     totals = [
         windowed("sum", "n", keys, where=False, windows=[Window()])
@@ -810,7 +810,7 @@ def test_what_comes_while_a_new_grouping_is_filled_is_neither_lost_nor_doubled(
         here.open(everything[:1])
         later = [r for r in history if r["a"] is not None and r["a"] >= 10]
         later = first_versions_first(list(zip(later, ties_of(here.source, later), strict=True)))
-        parts = split(later, data.draw(st.lists(st.integers(1, 3), max_size=6), "sizes"))
+        parts = split(later, [1] * 8)
 
         def deliver() -> None:
             if not parts:
