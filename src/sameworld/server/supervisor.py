@@ -1,4 +1,4 @@
-"""Keeps workers answering behind one port: opens the socket, starts them, replaces the dead and the frozen, and drains them at the end. Answers nothing itself."""
+"""Keeps workers answering behind one port: takes the port, starts them, replaces the dead and the frozen, and drains them at the end. Answers nothing itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import msgspec
 
 from sameworld.errors import SameworldError
 from sameworld.server.config import ENVIRONMENT, ServerConfig
-from sameworld.server.worker import BACKLOG, LONGEST_DRAIN_SECONDS
+from sameworld.server.worker import BACKLOG, LONGEST_DRAIN_SECONDS, bound
 from sameworld.serving.supervision import BEAT_SECONDS, pause_before, verdict
 
 _SPARE_SECONDS = 5.0
@@ -59,7 +59,7 @@ class Supervisor:
         Raises:
             SameworldError: the port cannot be had, or the first workers end before any of them answers.
         """
-        self._listener = _listen(self._config.host, self._config.port)
+        self._listener = _taken(self._config)
         self._port = self._listener.getsockname()[1]
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -98,13 +98,17 @@ class Supervisor:
 
     def _start(self, worker: _Worker) -> None:
         ours, theirs = os.pipe()
-        listener = self._listener.fileno()
-        command = [sys.executable, "-m", "sameworld.server.worker", str(listener), str(theirs)]
-        environment = {**os.environ, ENVIRONMENT: msgspec.json.encode(self._config).decode()}
+        command = [sys.executable, "-m", "sameworld.server.worker", str(theirs)]
+        given = [theirs]
+        if (
+            self._config.workers == 1
+        ):  # nobody to share with: connections wait in this queue while it is replaced
+            command.append(str(self._listener.fileno()))
+            given.append(self._listener.fileno())
+        config = msgspec.structs.replace(self._config, port=self._port)
+        environment = {**os.environ, ENVIRONMENT: msgspec.json.encode(config).decode()}
         # In a group of its own: Ctrl-C is for the supervisor, which drains.
-        worker.process = subprocess.Popen(
-            command, pass_fds=(listener, theirs), env=environment, process_group=0
-        )
+        worker.process = subprocess.Popen(command, pass_fds=given, env=environment, process_group=0)
         os.close(theirs)
         os.set_blocking(ours, False)
         worker.heartbeat, worker.since, worker.heard = ours, time.time(), 0.0
@@ -194,13 +198,20 @@ def workers_file(config: ServerConfig, port: int) -> Path:
     return Path(config.state) / f"workers-{port}.json"
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _taken(config: ServerConfig) -> socket.socket:
+    """Take the port, alone: a second server is refused. Where there are several workers, let them in, and only hold it."""
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        alone = bound(config.host, config.port, together=False)
+        if config.workers == 1:
+            alone.listen(BACKLOG)
+            return alone
+        alone.listen(1)  # is refused where another listens
+        port = alone.getsockname()[1]
+        alone.close()
+        return bound(config.host, port, together=True)
     except OSError as error:
         raise SameworldError(
-            f"The server cannot listen at {host}:{port}: {os.strerror(error.errno or 0)}.",
+            f"The server cannot listen at {config.host}:{config.port}: {os.strerror(error.errno or 0)}.",
             do="stop what listens there, or give another --host or --port.",
         ) from error
 

@@ -1,6 +1,6 @@
-"""One worker: Granian in this very process, on the socket that the supervisor opened. It says ten times a second that its loop turns, and drains before it ends.
+"""One worker: Granian in this very process, on a socket that this file opened. It says ten times a second that its loop turns, and drains before it ends.
 
-Run as `python -m sameworld.server.worker LISTENER HEARTBEAT`, two file descriptors. SIGTERM drains: /readyz says 503, answers say `connection: close`, and when
+Run as `python -m sameworld.server.worker HEARTBEAT LISTENER`, two file descriptors; several workers are given no listener and open one each. SIGTERM drains: /readyz says 503, answers say `connection: close`, and when
 nothing is in flight any more Granian closes what is left. The same happens when the supervisor has gone, so that nobody answers unsupervised.
 """
 
@@ -10,6 +10,7 @@ import asyncio
 import ctypes
 import os
 import signal
+import socket
 import sys
 from typing import Any
 
@@ -34,11 +35,13 @@ class SupervisedApp(App):
 
     Args:
         heartbeat: the writing end of a pipe to the supervisor.
+        listener: bound to the port; connections are taken once there is something to answer them.
         drain_seconds: how long new connections are still taken while /readyz says 503.
     """
 
-    def __init__(self, heartbeat: int, drain_seconds: float) -> None:
+    def __init__(self, heartbeat: int, listener: socket.socket, drain_seconds: float) -> None:
         super().__init__()
+        self._listener = listener
         self._heartbeat = heartbeat
         self._drain_seconds = drain_seconds
         self._draining: asyncio.Task[None] | None = None
@@ -49,6 +52,7 @@ class SupervisedApp(App):
         # Granian's own handler stays on SIGINT: it closes at once.
         loop.add_signal_handler(signal.SIGTERM, self._drain, loop)
         loop.run_until_complete(self._settle(loop.time() + LONGEST_START_SECONDS))
+        self._listener.listen(BACKLOG)
         loop.call_soon(self._beat, loop)
 
     async def _settle(self, until: float) -> None:
@@ -79,22 +83,40 @@ class SupervisedApp(App):
 
 
 class _Here(MPServer):
-    """Granian's one worker in the process that calls it, on a socket that is open already: all workers share one queue of connections, which outlives each of them."""
+    """Granian's one worker in the process that calls it, on a socket that is open already."""
 
-    listener: int
+    listener: socket.socket
 
     def _serve(self, spawn_target: Any, target_loader: Any) -> None:
         self._ssp = self._sso = None
-        self._shd = SocketHolder(self.listener, False, BACKLOG)  # pyright: ignore[reportCallIssue] # its stub lacks the constructor that Granian itself uses
+        self._shd = SocketHolder(self.listener.fileno(), False, BACKLOG)  # pyright: ignore[reportCallIssue] # its stub lacks the constructor that Granian itself uses
         self._spawn_worker(0, spawn_target, target_loader).inner.run()
+
+
+def bound(host: str, port: int, *, together: bool) -> socket.socket:
+    """Give a socket bound to a port, not listening yet.
+
+    Args:
+        together: others of this user may listen there too; the kernel spreads connections over them.
+    """
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if together:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        made.bind((host, port))
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 def main() -> None:
     """Answer until told to stop, or until the supervisor has gone."""
-    listener, heartbeat = map(int, sys.argv[1:])
+    heartbeat, *listener = map(int, sys.argv[1:])
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # when the supervisor dies, even while this still starts
-    app = SupervisedApp(heartbeat, from_environment().drain_seconds)
+    config = from_environment()
     server = _Here(
         "sameworld.server.worker",
         interface=Interfaces.RSGI,
@@ -103,7 +125,9 @@ def main() -> None:
         log_access=False,
         log_level=LogLevels.warning,
     )
-    server.listener = listener
+    given = socket.socket(fileno=listener[0]) if listener else None
+    server.listener = given or bound(config.host, config.port, together=True)
+    app = SupervisedApp(heartbeat, server.listener, config.drain_seconds)
     server.serve(target_loader=lambda: app, wrap_loader=False)  # pyright: ignore[reportArgumentType] # an object with `__rsgi__`, as Granian loads them by name
     # All is closed. Taking Python down in order would only make libraries complain about what the operating system frees anyway.
     sys.stderr.flush()
