@@ -131,11 +131,13 @@ class Turns(Generic[Request]):
         self._lines = {line: None for line in self._lines if line.waiting}
         if any(not isinstance(line.lane, GuardedLane) for line in self._lines):
             self._come()
-        for group, reason in shed:
-            if group:
-                self._fall_back(group, reason)
-        if taken:
-            self._answer(taken)
+        try:
+            for group, reason in shed:
+                if group:
+                    self._fall_back(group, reason)
+        finally:  # whatever is the matter with one model's fallbacks, the others have their turn
+            if taken:
+                self._answer(taken)
 
     def _guarded(
         self,
