@@ -101,16 +101,16 @@ async def broken(world: World, options: argparse.Namespace) -> Seen:
         port = probe.getsockname()[1]
     command = ["sameworld.cli.main", "serve", "--world", str(world.file), "--registry", str(world.registry)]
     command += ["--state", str(world.state), "--port", str(port), "--workers", str(options.workers)]
-    faults: Counter[str] = Counter()
+    target = Target(world, port, random.Random(options.seed))
     with _process([*command, "--guarded-memory", "400MB"]) as server:
         client = Client("127.0.0.1", port)
         await wait_until_ready(client, server)
-        await _all_answer(Target(world, port, random.Random(0)))
+        await _all_answer(target)
         say("breaking things")
         begun = time.monotonic()
         with _process(["benchmarks.chaos.stalls", str(world.folder / "stalls")]) as canary:
             load = [asyncio.create_task(_load(world, port, number, options)) for number in range(_LOADERS)]
-            breaking = asyncio.create_task(_break(Target(world, port, random.Random(options.seed)), faults))
+            breaking = asyncio.create_task(_break(target))
             if options.no_faults:
                 breaking.cancel()
             outcomes = await asyncio.gather(*load)
@@ -119,7 +119,7 @@ async def broken(world: World, options: argparse.Namespace) -> Seen:
             with contextlib.suppress(asyncio.CancelledError):
                 await breaking
             world.set_mood("")
-            await _all_answer(Target(world, port, random.Random(0)))
+            await _all_answer(target)
             canary.terminate()
             canary.wait()
         await client.close()
@@ -128,7 +128,7 @@ async def broken(world: World, options: argparse.Namespace) -> Seen:
     stalls = np.frombuffer((world.folder / "stalls").read_bytes()).reshape(-1, 2)
     started = np.concatenate([np.frombuffer(outcome.started) for outcome in outcomes])
     seconds = np.concatenate([np.frombuffer(outcome.seconds) for outcome in outcomes])
-    return Seen(outcomes, started, seconds, overlapping(stalls, started, seconds), faults, elapsed)
+    return Seen(outcomes, started, seconds, overlapping(stalls, started, seconds), target.done, elapsed)
 
 
 @contextmanager
@@ -161,10 +161,10 @@ async def _load(world: World, port: int, number: int, options: argparse.Namespac
     return msgspec.msgpack.decode(out.read_bytes(), type=Outcome)
 
 
-async def _break(target: Target, faults: Counter[str]) -> None:
+async def _break(target: Target) -> None:
     while True:
         for fault in FAULTS:
-            faults[await fault(target)] += 1
+            await fault(target)
             await asyncio.sleep(0.3)
 
 

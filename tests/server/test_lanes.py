@@ -197,6 +197,7 @@ def test_callers_of_a_hanging_model_get_a_fallback_within_the_deadline(misbehavi
             reasons = {a.reason for a in asked}
             assert "deadline" in reasons
             assert reasons - {"deadline"} <= {
+                "overload",  # what it has already takes too long for another to be in time
                 "model: it has not answered in time",
                 "model: it did not answer within 200 ms and was killed",
                 "model: its process is starting",

@@ -22,6 +22,7 @@ from sameworld.server.worker import BACKLOG, LONGEST_DRAIN_SECONDS, bound
 from sameworld.serving.supervision import BEAT_SECONDS, pause_before, verdict
 
 _SPARE_SECONDS = 5.0
+_AGAIN_SECONDS = 0.5
 
 
 @dataclass
@@ -179,15 +180,18 @@ class Supervisor:
 
     def _end(self) -> None:
         alive = [worker.process for worker in self._workers if worker.process is not None]
-        for process in alive:
-            process.send_signal(signal.SIGTERM)
         until = time.monotonic() + self._config.drain_seconds + LONGEST_DRAIN_SECONDS + _SPARE_SECONDS
-        for process in alive:
+        while alive and time.monotonic() < until:
+            for (
+                process
+            ) in alive:  # again and again: one that was just about to turn its loop has lost the first
+                process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(until - time.monotonic(), 0.0))
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+                alive[0].wait(_AGAIN_SECONDS)
+            alive = [process for process in alive if process.poll() is None]
+        for process in alive:
+            process.kill()
+            process.wait()
         self._listener.close()
         with contextlib.suppress(OSError):
             self._place.unlink(missing_ok=True)

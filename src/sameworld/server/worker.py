@@ -47,11 +47,13 @@ class SupervisedApp(App):
         self._draining: asyncio.Task[None] | None = None
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Until connections are taken there is nothing to drain; and a loop that does not turn would lose the signal.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         super().__rsgi_init__(loop)
         os.set_blocking(self._heartbeat, False)
+        loop.run_until_complete(self._settle(loop.time() + LONGEST_START_SECONDS))
         # Granian's own handler stays on SIGINT: it closes at once.
         loop.add_signal_handler(signal.SIGTERM, self._drain, loop)
-        loop.run_until_complete(self._settle(loop.time() + LONGEST_START_SECONDS))
         self._listener.listen(BACKLOG)
         loop.call_soon(self._beat, loop)
 
