@@ -9,7 +9,7 @@ import pytest
 
 from sameworld.cli.explained import drawing, entity
 from sameworld.errors import DataError
-from sameworld.evaluation.explain import Timeline
+from sameworld.evaluation.explanation import Timeline
 
 NOON = 1_380_628_800_000_000
 MINUTE = 60_000_000

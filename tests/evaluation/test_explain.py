@@ -24,13 +24,13 @@ from sameworld.definitions.windows import Window
 from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.engines.interface import Asked
 from sameworld.errors import DataError, DefinitionError, Problems
-from sameworld.evaluation.explain import (
+from sameworld.evaluation.explain import explain
+from sameworld.evaluation.explanation import (
     STANDINGS,
     ColumnExplanation,
     Explanation,
     RowVersion,
     definition_of,
-    explain,
 )
 from sameworld.testing import oracle
 

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from sameworld.errors import DataError
-from sameworld.evaluation.explain import (
+from sameworld.evaluation.explanation import (
     STANDINGS,
     ColumnExplanation,
     Explanation,
