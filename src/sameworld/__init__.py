@@ -4,9 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sameworld.definitions.availability import at_event_time, daily, delay
+from sameworld.definitions.fallbacks import Constant, LastKnown, Rate, Rule, Smaller, Without
 from sameworld.definitions.feature import derive, field
 from sameworld.definitions.label import Label
-from sameworld.definitions.model import Constant, Model, Rate, Service
+from sameworld.definitions.model import Model, Service
 from sameworld.definitions.moments import Moments
 from sameworld.definitions.source import Source
 from sameworld.definitions.windows import ahead
@@ -23,12 +24,16 @@ __version__ = "0.1.0"
 __all__ = [
     "Constant",
     "Label",
+    "LastKnown",
     "Model",
     "Moments",
     "Rate",
+    "Rule",
     "SameworldError",
     "Service",
+    "Smaller",
     "Source",
+    "Without",
     "ahead",
     "at_event_time",
     "daily",

@@ -396,3 +396,19 @@ def test_a_rate_is_by_a_field() -> None:
         "  expected: fields nearest to it: user, number, due\n"
         "  do: correct the name, or add the column; a request carries every field it needs."
     ]
+
+
+def test_what_fallbacks_read_is_there() -> None:
+    features = {"clicks": CLICKS.by("user").count(over=["1h", "1d"]), "distance": sw.field("distance")}
+    fallbacks = (
+        sw.LastKnown("1h", by=("user", "users")),
+        sw.Rule(total, ("clicks_1h", "number")),
+        sw.Rule(total, ("distance", "distanc")),
+        sw.Rule(total, ("distance", "clicks")),
+    )
+    found = [problem.splitlines()[0] for problem in problems(features, fallbacks=fallbacks)]
+    assert found == [
+        "Fallback sw.LastKnown(by='users') needs the field 'users', which the moments do not have.",
+        "'distanc' is neither a feature nor a field of the request.",
+        "Feature 'sw.Rule(total)' is derived from 'clicks', which has several windows.",
+    ]

@@ -38,6 +38,7 @@ def test_what_was_served_is_what_the_sources_give(played_world: SmallWorld) -> N
             "without_vector": 0,
             "causes": {},
             "defaults": {},
+            "replaced": {},
             "differences": [],
         }
 

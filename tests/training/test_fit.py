@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -14,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from small_world import HOUR, START, UNTIL, SmallWorld, instants
 
 import sameworld as sw
+from sameworld.definitions.functions import NamedFunction
 from sameworld.errors import DefinitionError, TrainingError
 from sameworld.training.fit import Trained, fit, train
 from sameworld.training.training_set import compute
@@ -226,6 +228,83 @@ def test_rates_are_the_means_of_what_was_learnt(tmp_path: Path) -> None:
     assert by_kind.overall == overall.overall == labels.mean()
     assert dict(by_kind.rates) == {f"c{i}": pytest.approx(labels[i::3].mean()) for i in range(3)}
     assert told.bundle.fallback(0, {"kind": "never seen"}) == labels.mean()
+
+
+def with_a_source(fallbacks: Sequence[Any], *, only_field: bool = False, **options: Any) -> dict[str, Any]:
+    """Give a model's options with a source that tells the label, so that a part without it answers otherwise."""
+    known = outcomes(alternating(), -HOUR)
+    told = msgspec.structs.replace(known, name="told")
+    features = FEATURES | {"told": told.by("key").last("value"), "d": sw.derive(doubled, "told")}
+    return {"features": FEATURES if only_field else features, "fallbacks": fallbacks, **options}
+
+
+@pytest.mark.parametrize(
+    "estimator", [LGBMClassifier(n_estimators=5, min_child_samples=5, n_jobs=1), Recorder()]
+)
+def test_a_part_without_a_source_is_the_model_that_never_had_it(tmp_path: Path, estimator: Any) -> None:
+    label = above(outcomes(alternating()))
+    until = START + 300 * HOUR
+    fallbacks = [sw.Constant(0.5), sw.Without("told")]
+    told = trained(tmp_path, label, until, estimator=estimator, **with_a_source(fallbacks))
+    alone = trained(tmp_path, label, until, estimator=estimator, **with_a_source([], only_field=True))
+    (constant, part) = _registry(tmp_path).load(told.bundle.address, _functions()).parts
+    assert constant is None
+    assert list(part.features) == ["x", "kind"]
+    assert alone.bundle.selftest is not None
+    columns = {name: alone.bundle.selftest[name].combine_chunks() for name in ("x", "kind")}
+    scores = part.scorer.scores(columns)
+    assert scores.tobytes() == alone.bundle.scores(columns).tobytes()
+    assert told.scores["fallback_2_without"] == alone.scores["model"]
+    assert told.scores["model"].value > 0.99 > told.scores["fallback_2_without"].high
+    # It does without the user's Python that only the source's features need.
+    assert (told.bundle.description.native, part.how.native) == (False, isinstance(estimator, LGBMClassifier))
+
+
+def test_a_smaller_model_has_its_own_features_and_estimator(tmp_path: Path) -> None:
+    fallbacks = [sw.Smaller(features=["x"], estimator=Recorder()), sw.Smaller(features=("d",))]
+    told = trained(tmp_path, above(outcomes(alternating())), START + 300 * HOUR, **with_a_source(fallbacks))
+    logistic, derived = told.bundle.parts
+    assert logistic is not None
+    assert derived is not None
+    assert Recorder.rows.shape[1] == 1
+    assert (logistic.how.columns, logistic.how.native) == (["x"], False)
+    # What a feature is derived from is evaluated and logged with it, and not learnt from.
+    assert (derived.how.columns, list(derived.features), derived.how.native) == (["d"], ["told", "d"], False)
+    assert told.scores["fallback_2_smaller"].value > 0.99
+
+
+def half(x: Any, kind: Any) -> Any:
+    return np.where(x > 0, 0.75, np.nan)
+
+
+def test_a_rule_is_scored_with_the_overall_mean_where_it_gives_nothing(tmp_path: Path) -> None:
+    told = trained(
+        tmp_path,
+        above(outcomes(alternating())),
+        START + 300 * HOUR,
+        fallbacks=[sw.Rule(half, ("x", "kind"))],
+    )
+    assert told.scores["fallback_1_rule"].value == pytest.approx(0.5, abs=0.15)
+    (part,) = told.bundle.parts
+    assert part is not None
+    assert not part.how.native
+
+
+def test_a_rule_that_looks_at_other_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DefinitionError, match=r"'share' of feature 'sw.Rule' is not row-independent"):
+        trained(tmp_path, above(outcomes(alternating())), START + 300 * HOUR, fallbacks=[sw.Rule(share, "x")])
+
+
+def test_the_model_with_nulls_is_scored_beside_the_one_without(tmp_path: Path) -> None:
+    given = with_a_source([sw.Without("told")])
+    given["features"].pop("d")
+    told = trained(tmp_path, above(outcomes(alternating())), START + 300 * HOUR, **given)
+    assert told.scores["model"].value > 0.99
+    assert told.scores["model_with_nulls_for_told"].value < 0.7
+
+
+def _functions() -> list[NamedFunction]:
+    return [NamedFunction.of(doubled)]
 
 
 def share(x: Any) -> Any:

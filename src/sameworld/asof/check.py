@@ -16,9 +16,10 @@ from sameworld.asof.request import feature_columns
 from sameworld.asof.rows import RESERVED
 from sameworld.asof.schema import Schema, family_of, kind_of, supported
 from sameworld.definitions.availability import AvailableColumn
+from sameworld.definitions.fallbacks import Fallback, LastKnown, Rate, Rule
 from sameworld.definitions.feature import Aggregate, Category, ClockPart, Derive, Feature, Field, Outcome
 from sameworld.definitions.label import Label
-from sameworld.definitions.model import Fallback, Rate, unknown_name
+from sameworld.definitions.model import unknown_name
 from sameworld.definitions.moments import Moments
 from sameworld.definitions.source import Source
 from sameworld.errors import DataError, DefinitionError, SameworldError, nearest
@@ -82,9 +83,28 @@ def check_model(
     if label is not None:
         problems += _label(label, schemas[label.aggregate.source.content])
     for fallback in fallbacks:
-        if isinstance(fallback, Rate) and fallback.by is not None:
-            problems += _field(f"fallback sw.Rate(by={fallback.by!r})", fallback.by, moments, request)
+        problems += _fallback(fallback, features, moments, request)
     return list({problem.text(): problem for problem in problems}.values())
+
+
+def _fallback(
+    fallback: Fallback,
+    features: Mapping[str, Feature],
+    moments: Moments,
+    request: Schema,
+) -> Iterator[SameworldError]:
+    match fallback:
+        case Rate(by=by) if by is not None:
+            yield from _field(f"fallback sw.Rate(by={by!r})", by, moments, request)
+        case LastKnown(by=fields):
+            for field in fields or ():
+                yield from _field(f"fallback sw.LastKnown(by={field!r})", field, moments, request)
+        case Rule():
+            name = f"sw.Rule({fallback.function.name})"
+            rule = Derive(fallback.function, fallback.inputs)
+            yield from _inputs(name, rule, features, moments, request)
+        case _:
+            pass
 
 
 def _kind(duckdb_type: str, source: Source) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,19 +14,10 @@ from sameworld.asof.columns import normalised
 from sameworld.asof.values import nearest_floats
 from sameworld.definitions.feature import Aggregate, Category, ClockPart, Derive, Feature, Field
 from sameworld.definitions.model import unknown_name
+from sameworld.definitions.parts import feature_columns
 from sameworld.errors import DefinitionError
 
 Columns = Mapping[str, pa.Array]
-
-
-def feature_columns(features: Mapping[str, Feature]) -> Iterator[tuple[str, str]]:
-    """Give (column, feature) names in order: an aggregate over several windows is one column a window."""
-    for name, feature in features.items():
-        if isinstance(feature, Aggregate) and len(feature.windows) > 1:
-            for window in feature.windows:
-                yield f"{name}_{window.label}", name
-        else:
-            yield name, name
 
 
 def fields_read(features: Mapping[str, Feature]) -> set[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, Union
 
 import msgspec
 
+from sameworld.definitions import durations
 from sameworld.definitions.functions import NamedFunction
 from sameworld.definitions.problems import report
 from sameworld.definitions.windows import Window
@@ -24,6 +25,18 @@ class Outcome(msgspec.Struct, frozen=True, tag="outcome"):
     threshold: float
 
 
+class WhenStale(msgspec.Struct, frozen=True, dict=True):
+    """What becomes of a feature whose source is stale or cannot be read. Made by `when_stale`."""
+
+    then: Literal["null", "next_tier"]
+    after: str | None = None
+
+    @functools.cached_property
+    def microseconds(self) -> int | None:
+        """From which age of its source's latest row; None leaves it to the source."""
+        return None if self.after is None else durations.microseconds(self.after, of="when_stale")
+
+
 class Aggregate(msgspec.Struct, frozen=True, tag="aggregate", dict=True):
     """A value of an entity at a moment, from the rows readable then. Made by `source.by(...).mean(...)` and its like."""
 
@@ -34,6 +47,7 @@ class Aggregate(msgspec.Struct, frozen=True, tag="aggregate", dict=True):
     column: str | None
     windows: tuple[Window, ...]
     arguments: tuple[str | int | float, ...] = ()
+    stale: WhenStale | None = None
 
     @functools.cached_property
     def columns(self) -> tuple[str, ...]:
@@ -51,6 +65,32 @@ class Aggregate(msgspec.Struct, frozen=True, tag="aggregate", dict=True):
     def category(self) -> Category:
         """Use the value as a category."""
         return Category(self)
+
+    def when_stale(self, then: Literal["null", "next_tier"], *, after: str | None = None) -> Aggregate:
+        """Say what a server does when the source is stale or cannot be read. What the feature's value is does not change.
+
+        Args:
+            then: "null" replaces the value by null, and the model answers; "next_tier" leaves the answer to the next fallback. When nothing is said it
+                is "next_tier" where a later fallback is trained without the source, and "null" where none is.
+            after: the source is stale when its latest row has been readable for longer; `fresh_within` of the source by default. Up to then the
+                value is the last that is known.
+        """
+        where = f"when_stale of source {self.source.name!r}"
+        if then not in ("null", "next_tier"):
+            report(
+                DefinitionError(
+                    f"{then!r} is nothing that can be done about a stale source.",
+                    where=where,
+                    expected="'null' or 'next_tier'",
+                    do="choose one of them.",
+                )
+            )
+        if after is not None:
+            try:
+                after = durations.text_of(durations.microseconds(after, of=f"{where}, after"))
+            except DefinitionError as problem:
+                report(problem)
+        return msgspec.structs.replace(self, stale=WhenStale(then, after))
 
     def __gt__(self, threshold: float) -> Outcome:
         return Outcome(self, ">", float(threshold))

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-_LATER: dict[str, Any] = {"corrections_within": None, "served": False}
+_LATER: dict[str, Any] = {"corrections_within": None, "served": False, "fresh_within": None, "stale": None}
 
 
 def as_first_hashed(data: dict[str, Any]) -> dict[str, Any]:

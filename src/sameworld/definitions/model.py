@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import msgspec
 
 from sameworld.definitions import durations
+from sameworld.definitions.estimator import Estimator
+from sameworld.definitions.fallbacks import KINDS, Fallback, Smaller, Without, with_functions
 from sameworld.definitions.feature import Aggregate, Category, Derive, Feature, Field
 from sameworld.definitions.functions import NamedFunction
 from sameworld.definitions.hashing import as_first_hashed, content_hash
 from sameworld.definitions.label import Label
 from sameworld.definitions.moments import Moments
+from sameworld.definitions.parts import aggregate_columns, features_seen
 from sameworld.definitions.problems import report
 from sameworld.definitions.source import Source
 from sameworld.definitions.where_defined import caller
@@ -46,77 +48,6 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def deadline_seconds(self) -> float:
         return durations.microseconds(self.deadline, of="sw.Service deadline") / 1e6
-
-
-class Constant(msgspec.Struct, frozen=True, tag="constant"):
-    """Answer always the same value. Needs nothing, so it never fails."""
-
-    value: float
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.value, int | float) or not math.isfinite(self.value):  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not all checked
-            report(
-                DefinitionError(
-                    f"sw.Constant({self.value!r}) is not a finite number.", do="give the value to answer."
-                )
-            )
-
-
-class Rate(msgspec.Struct, frozen=True, tag="rate"):
-    """Answer the label's mean among the training moments with the same value of a request field; unseen values get the overall mean."""
-
-    by: str | None = None
-
-
-Fallback = Constant | Rate
-
-
-class Estimator:
-    """An object with scikit-learn's fit and predict, known by its class and parameters."""
-
-    def __init__(self, kind: str, parameters: dict[str, Any], unfitted: Any) -> None:
-        self.kind = kind
-        self.parameters = parameters
-        self.unfitted = unfitted
-
-    @classmethod
-    def of(cls, estimator: Any) -> Estimator:
-        if isinstance(estimator, Estimator):
-            return estimator
-        if not hasattr(estimator, "fit") or not hasattr(estimator, "predict"):
-            report(
-                DefinitionError(
-                    "The estimator cannot be trained.",
-                    where="sw.Model estimator",
-                    expected="an object with fit and predict, as scikit-learn's are",
-                    found=type(estimator).__name__,
-                    do="pass an instance, for example LGBMClassifier(n_estimators=300).",
-                )
-            )
-        parameters = estimator.get_params() if hasattr(estimator, "get_params") else {}
-        kind = f"{type(estimator).__module__}.{type(estimator).__qualname__}"
-        return cls(kind, {name: _plain(value) for name, value in parameters.items()}, estimator)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Estimator) and (self.kind, self.parameters) == (other.kind, other.parameters)
-
-    def __hash__(self) -> int:
-        return hash((self.kind, repr(sorted(self.parameters.items()))))
-
-    def __repr__(self) -> str:
-        return f"Estimator({self.kind})"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bool | int | str | type(None)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else repr(value)
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 class _Named(msgspec.Struct, frozen=True):
@@ -175,16 +106,19 @@ class Model(_Named, frozen=True, kw_only=True):
         for name, feature in self.features.items():
             self._check_feature(name, feature, where)
         for fallback in self.fallbacks:
-            if not isinstance(fallback, Constant | Rate):  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not all checked
+            if not isinstance(fallback, Fallback):  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not all checked
                 report(
                     DefinitionError(
                         "A fallback is of no known kind.",
                         where=where,
-                        expected="sw.Rate or sw.Constant",
+                        expected=KINDS,
                         found=repr(fallback)[:80],
                         do="replace it.",
                     )
                 )
+            else:
+                self._check_fallback(fallback, where)
+        self._check_staleness(where)
         if len({source.name for source in self.sources}) != len({source.content for source in self.sources}):
             report(
                 DefinitionError(
@@ -227,6 +161,51 @@ class Model(_Named, frozen=True, kw_only=True):
                     do=f"rename it; its inputs are {', '.join(plain.inputs)}.",
                 )
             )
+
+    def _check_fallback(self, fallback: Fallback, where: str) -> None:
+        kept = features_seen(self.features, fallback)
+        match fallback:
+            case Without():
+                known = [source.name for source in self.sources]
+                for name in fallback.names:
+                    if name not in known:
+                        report(
+                            DefinitionError(
+                                f"sw.Without names {name!r}, which is no source of the features of model {self.name!r}.",
+                                where=where,
+                                expected=f"nearest: {nearest(name, known)}",
+                                do="correct the name.",
+                            )
+                        )
+            case Smaller(features=names):
+                for name in names or ():
+                    if name not in self.features:
+                        report(unknown_feature("sw.Smaller", name, list(self.features), where))
+            case _:
+                return
+        if not kept:
+            report(
+                DefinitionError(
+                    f"A fallback of model {self.name!r} is left without features.",
+                    where=where,
+                    found=repr(fallback)[:80],
+                    do="use sw.Rate or sw.Constant in its place.",
+                )
+            )
+
+    def _check_staleness(self, where: str) -> None:
+        """A column is read once, whichever features show it: they must agree on what happens when its source is stale."""
+        said: dict[str, tuple[str, Any]] = {}
+        for column, aggregate, own in aggregate_columns(self.features):
+            other, policy = said.setdefault(own, (column, aggregate.stale))
+            if policy != aggregate.stale:
+                report(
+                    DefinitionError(
+                        f"Columns {other!r} and {column!r} of model {self.name!r} are the same, with different when_stale.",
+                        where=where,
+                        do="say the same in both, or drop one of them.",
+                    )
+                )
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -273,17 +252,17 @@ def model_from_json(data: Any, functions: Mapping[str, NamedFunction]) -> Model:
     """
 
     def decode(kind: type, value: Any) -> Any:
-        if kind is NamedFunction:
-            return functions.get(value["code"]) or NamedFunction(value["function"], value["code"], None)
-        return value
+        return function_of(value) if kind is NamedFunction else value
 
-    estimator = data["estimator"]
-    data = {**data, "estimator": Estimator(estimator["estimator"], estimator["parameters"], _Fitted())}
+    def function_of(value: Any) -> NamedFunction:
+        return functions.get(value["code"]) or NamedFunction(value["function"], value["code"], None)
+
+    data = {
+        **data,
+        "estimator": Estimator.from_json(data["estimator"]),
+        "fallbacks": [with_functions(fallback, function_of) for fallback in data["fallbacks"]],
+    }
     return msgspec.convert(data, Model, dec_hook=decode)
-
-
-class _Fitted:
-    """Stands where a model read from a bundle had its unfitted estimator: the bundle holds the fitted one."""
 
 
 def meaning_of(model: Model) -> Any:
@@ -293,13 +272,28 @@ def meaning_of(model: Model) -> Any:
     return without_data(data)
 
 
-def without_data(value: Any) -> Any:
-    """Leave out of a definition's JSON where data lie."""
+def without_data(value: Any, also: Collection[str] = ()) -> Any:
+    """Leave out of a definition's JSON where data lie, and what else is named."""
     if isinstance(value, dict):
-        return {name: without_data(item) for name, item in as_first_hashed(value).items() if name != "data"}
+        kept = {name: item for name, item in as_first_hashed(value).items() if name not in ("data", *also)}
+        return {name: without_data(item, also) for name, item in kept.items()}
     if isinstance(value, list | tuple):
-        return [without_data(item) for item in value]
+        return [without_data(item, also) for item in value]
     return value
+
+
+STALENESS = ("fresh_within", "stale")
+"""Options of definitions that no value depends on."""
+
+
+def unknown_feature(what: str, name: str, known: list[str], where: str) -> DefinitionError:
+    """The error of a name that is no feature."""
+    return DefinitionError(
+        f"{what} names {name!r}, which is no feature of the model.",
+        where=where,
+        expected=f"nearest: {nearest(name, known)}",
+        do="correct the name.",
+    )
 
 
 def unknown_name(name: str, known: list[str], where: str) -> DefinitionError:

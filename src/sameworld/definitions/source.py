@@ -39,6 +39,8 @@ class Source(_Table, frozen=True, kw_only=True):
         corrections_within: for how long corrections of a fact count, such as "30d": a version that becomes readable so long after the fact's
             first one, or later, is as if it had never come. For ever by default.
         timezone: the zone of naive timestamps in this table. Without it they are an error.
+        fresh_within: how old the latest row may be when a server reads, such as "20m"; when it is older, the source is stale. Never by default. No
+            value of a feature depends on it.
 
     Raises:
         DefinitionError: the definition cannot mean anything.
@@ -51,6 +53,7 @@ class Source(_Table, frozen=True, kw_only=True):
     deleted: str | None = None
     corrections_within: str | None = None
     timezone: str | None = None
+    fresh_within: str | None = None
 
     def __post_init__(self) -> None:
         where = f"source {self.name!r} {caller()}".strip()
@@ -73,13 +76,14 @@ class Source(_Table, frozen=True, kw_only=True):
                     do=f"say it in one of four ways: {availability.FOUR_WAYS}.",
                 )
             )
-        if self.corrections_within is not None:
-            try:
-                parsed = durations.microseconds(self.corrections_within, of=f"{where}, corrections_within")
-            except DefinitionError as problem:
-                report(problem)
-            else:
-                msgspec.structs.force_setattr(self, "corrections_within", durations.text_of(parsed))
+        for option in ("corrections_within", "fresh_within"):
+            if getattr(self, option) is not None:
+                try:
+                    parsed = durations.microseconds(getattr(self, option), of=f"{where}, {option}")
+                except DefinitionError as problem:
+                    report(problem)
+                else:
+                    msgspec.structs.force_setattr(self, option, durations.text_of(parsed))
         given = next(
             (name for name in ("version", "deleted", "corrections_within") if getattr(self, name)), None
         )
@@ -114,9 +118,18 @@ class Source(_Table, frozen=True, kw_only=True):
         return durations.microseconds(self.corrections_within, of="corrections_within")
 
     @functools.cached_property
+    def fresh_within_microseconds(self) -> int | None:
+        """How old the latest row may be; None is however old."""
+        return (
+            None
+            if self.fresh_within is None
+            else durations.microseconds(self.fresh_within, of="fresh_within")
+        )
+
+    @functools.cached_property
     def content(self) -> str:
-        """The hash of what the rows mean; where they lie is not part of it."""
-        meaning = msgspec.to_builtins(msgspec.structs.replace(self, data=None))
+        """The hash of what the rows mean; where they lie and when they are stale is not part of it."""
+        meaning = msgspec.to_builtins(msgspec.structs.replace(self, data=None, fresh_within=None))
         return content_hash(as_first_hashed(meaning))
 
     def where(self, condition: str) -> Rows:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sameworld.asof.plan import Grouping, aggregates_of, groupings_of
 from sameworld.asof.request import evaluate, feature_columns, fields_read
 from sameworld.asof.schema import VALUE_TYPES, supported
 from sameworld.definitions.feature import Aggregate, Category, Derive, Feature
 from sameworld.definitions.model import Model, as_json
+from sameworld.definitions.parts import aggregate_columns, seen_by_tiers
 from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.engines.interface import Asked, Rows
 from sameworld.errors import ProofError
@@ -77,12 +79,13 @@ class Proof:
 
     Args:
         vectors: logged vectors recomputed.
-        values: cells compared.
+        values: cells compared: those that the tier saw.
         different: cells that differ, and records that are damaged.
         without_vector: answers from a fallback, which used no vector; by reason in `defaults`.
         differences: the first ones, with their causes.
         causes: cause -> count over all differences.
         defaults: reason -> number of answers without a vector.
+        replaced: feature -> number of vectors that had null in its place, since its source was stale or unreadable; a null is what has to be there.
     """
 
     vectors: int = 0
@@ -92,6 +95,7 @@ class Proof:
     differences: list[Difference] = field(default_factory=list[Difference])
     causes: Counter[str] = field(default_factory=Counter[str])
     defaults: Counter[str] = field(default_factory=Counter[str])
+    replaced: Counter[str] = field(default_factory=Counter[str])
 
     def as_json(self, listed: int = 20) -> dict[str, Any]:
         """The proof for a script."""
@@ -102,6 +106,7 @@ class Proof:
             "without_vector": self.without_vector,
             "causes": dict(self.causes),
             "defaults": dict(self.defaults),
+            "replaced": dict(self.replaced),
             "differences": [
                 {
                     **{
@@ -208,6 +213,10 @@ class _Version:
         self.named: dict[tuple[str, int], tuple[str, str]] = {}
         self.fingerprints: dict[str, fingerprints.Fingerprint] = {}
         self.at = np.array([p.t for _, p in logged], np.int64)
+        self.tiers = _Alike([p.tier for _, p in logged])
+        self.defaults = _Alike([tuple(p.defaults or ()) for _, p in logged])
+        seen = seen_by_tiers(bundle.model.features, bundle.model.fallbacks)
+        self.seen = {tier: {name for name, _ in feature_columns(features)} for tier, features in seen.items()}
         request = bundle.description.request
         columns = zip(*(p.request for _, p in logged), strict=True)
         self.fields = {
@@ -292,7 +301,22 @@ class _Version:
             rows=rows,
             world="as_of",
         )
-        return evaluate(features, aggregates, fields, self.bundle.types)
+        return evaluate(features, self._as_replaced(aggregates, features, chosen), fields, self.bundle.types)
+
+    def _as_replaced(
+        self,
+        aggregates: Mapping[str, pa.Array],
+        features: Mapping[str, Feature],
+        chosen: np.ndarray[Any, Any] | None,
+    ) -> dict[str, pa.Array]:
+        """Put null where the log says that the server did: what was derived from it has to be derived from null."""
+        result = dict(aggregates)
+        for column, _, own in aggregate_columns(features):
+            gone = self.defaults.rows(lambda names, column=column: column in names)
+            gone = gone if chosen is None else gone[chosen]
+            if gone.any():
+                result[own] = _null_where(gone, result[own])
+        return result
 
     def asks_the_same_as(self, other: _Version) -> bool:
         """Whether the vectors of another bundle have the same definitions, moments and requests."""
@@ -301,6 +325,7 @@ class _Version:
             and self.bundle.types == other.bundle.types
             and np.array_equal(self.at, other.at)
             and np.array_equal(self.as_of, other.as_of)
+            and self.defaults.values == other.defaults.values
             and self.fields == other.fields
         )
 
@@ -309,13 +334,17 @@ class _Version:
         names = list(self.bundle.types)
         columns = zip(*(p.features or [] for _, p in self.logged), strict=True)
         self.proof.vectors += len(self.logged)
-        self.proof.values += len(self.logged) * len(names)
+        self.proof.replaced.update(name for names in self.defaults.values for name in names)
         wrong: dict[str, np.ndarray[Any, Any]] = {}
         kept: dict[str, pa.Array] = {}
         for name, values in zip(names, columns, strict=True):
             kept[name] = column_of(values, self.bundle.types[name])
             # A column that the world does not have any more is one that gives nothing.
             recomputed.setdefault(name, pa.nulls(len(self.logged), kept[name].type))
+            sees = self.tiers.rows(lambda tier, name=name: name in self.seen.get(tier, ()))
+            self.proof.values += int(sees.sum())
+            if not sees.all():  # what a tier does not see is null in its vector
+                recomputed[name] = _null_where(~sees, recomputed[name])
             different = np.flatnonzero(~same_bits(kept[name], recomputed[name]))
             if different.size:
                 wrong[name] = different
@@ -537,6 +566,24 @@ class _Version:
         return next(iter(self.recompute(rows, {"x": plain}, np.array([place])).values()))[0].as_py()
 
 
+class _Alike:
+    """What rows say where many say the same: asked about once for all of those."""
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        self.values = list(values)
+        places = {value: place for place, value in enumerate(dict.fromkeys(values))}
+        self._different = list(places)
+        self._places = np.array([places[value] for value in values], np.int64)
+
+    def rows(self, holds: Callable[[Any], bool]) -> np.ndarray[Any, Any]:
+        """Give for which rows something holds of what they say, shape (rows,)."""
+        return np.array([holds(value) for value in self._different], np.bool_)[self._places]
+
+
+def _null_where(gone: np.ndarray[Any, Any], column: pa.Array) -> pa.Array:
+    return pc.if_else(pa.array(gone), pa.scalar(None, column.type), column)
+
+
 def _plain(feature: Feature) -> Feature:
     return feature.of if isinstance(feature, Category) else feature
 
@@ -574,8 +621,10 @@ def _meaning(feature: Feature) -> dict[str, Any]:
     data = as_json(feature)
     flat = {**data, **data["of"]} if "of" in data else dict(data)
     if isinstance(flat.get("source"), dict):
-        flat["source"] = {name: value for name, value in flat["source"].items() if name != "data"}
-    flat.pop("of", None)
+        without = ("data", "fresh_within")
+        flat["source"] = {name: value for name, value in flat["source"].items() if name not in without}
+    for name in ("of", "stale"):  # no value depends on when a source counts as stale
+        flat.pop(name, None)
     return flat
 
 

@@ -6,10 +6,9 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -17,26 +16,42 @@ from numpy.typing import NDArray
 from sameworld.asof.plan import Grouping, aggregates_of, narrowed
 from sameworld.asof.request import evaluate, fields_read
 from sameworld.asof.schema import VALUE_TYPES
+from sameworld.definitions.fallbacks import MODEL, LastKnown
 from sameworld.definitions.hashing import content_hash
 from sameworld.definitions.model import meaning_of
+from sameworld.definitions.parts import aggregate_columns
 from sameworld.errors import ReplayOrderError
 from sameworld.server.lanes import Columns, DeadlineError, GuardedLane, Lane, LaneError, NativeLane
 from sameworld.server.metrics import Metrics
 from sameworld.server.requests import RequestReader
+from sameworld.server.served_tier import ServedTier
 from sameworld.server.syncing import Syncing
-from sameworld.server.turns import Line, Turns
-from sameworld.serving.tiers import MODEL, Answer, fall_back
-from sameworld.stores.online import OnlineStore
-from sameworld.stores.prediction_log import Prediction, PredictionLog, logged
+from sameworld.server.turns import DEADLINE, Line, Turns
+from sameworld.serving.breaker import Breaker, failed, succeeded
+from sameworld.serving.last_answers import LastAnswers
+from sameworld.serving.tiers import (
+    NONE,
+    Answer,
+    Known,
+    Replaced,
+    choose,
+    learnt,
+    replaced,
+    reserved,
+    tiers_of,
+    with_reason,
+)
+from sameworld.stores.online import OnlineStore, Snapshot
+from sameworld.stores.prediction import LAST_ANSWER, Prediction
+from sameworld.stores.prediction_log import PredictionLog
 from sameworld.training.bundle import Bundle
 from sameworld.training.encoding import matrix
 from sameworld.training.logged import shape_of
 
 _GATHERING_SECONDS = 0.02
-
-
 LOADING = "loading"
 """The reason of answers that fall back while a model is read from its bundle."""
+_REMEMBERED = 100_000  # last answers, a model
 
 
 class Served:
@@ -44,25 +59,38 @@ class Served:
 
     Args:
         name: of its route.
-        bundle: what answers; where its estimator is not loaded, its fallbacks do.
-        lane: where the model runs.
+        bundle: what answers; where its estimators are not loaded, fallbacks do that need none.
+        lanes: where the model and each of its fallbacks runs; None for a fallback that needs the request's fields alone.
         groupings: the store's.
         reader: reads its requests.
     """
 
     def __init__(
-        self, name: str, bundle: Bundle, lane: Lane, groupings: Sequence[Grouping], reader: RequestReader
+        self,
+        name: str,
+        bundle: Bundle,
+        lanes: Sequence[Lane | None],
+        groupings: Sequence[Grouping],
+        reader: RequestReader,
     ) -> None:
         self.name = name
         self.bundle = bundle
-        self.lane = lane
+        self.lanes = lanes
         self.reader = reader
-        self.loaded = bundle.estimator is not None or not isinstance(lane, NativeLane)
         self.asked_at = 0.0  # seconds on the steady clock
+        self.plan = tiers_of(bundle.model)
+        self.tiers = [
+            ServedTier(number, tier, lane, bundle)
+            for number, (tier, lane) in enumerate(zip(self.plan, lanes, strict=True))
+        ]
+        self.loaded = all(tier.loaded for tier in self.tiers)
         self.fields = list(bundle.description.request)
         self.kinds = [VALUE_TYPES[family] for family in bundle.description.request.values()]
         self.groupings = narrowed(groupings, aggregates_of(bundle.model.features.values()))
-        needed = fields_read(bundle.model.features)
+        self.by_source: dict[str, list[Grouping]] = {}
+        for grouping in self.groupings:
+            self.by_source.setdefault(grouping.source.name, []).append(grouping)
+        needed = {field for tier in self.tiers for field in fields_read(tier.features)}
         self.evaluated = [
             (i, name, kind)
             for i, (name, kind) in enumerate(zip(self.fields, self.kinds, strict=True))
@@ -75,13 +103,47 @@ class Served:
                 bundle.description.schemas,
                 bundle.description.types,
                 bundle.description.request,
+                [name for _, name, _ in self.evaluated],
             ]
         )
-        self.encodings = content_hash(msgspec.to_builtins(bundle.description.encodings))
         self.columns = list(bundle.types)
+        self.aggregate_types = {
+            own: bundle.types[column] for column, _, own in aggregate_columns(bundle.model.features)
+        }
         self.deadline = bundle.model.service.deadline_seconds
-        self.line: Line[Asked] = Line(lane)
         self.shape = shape_of(bundle)
+        own = lanes[0]
+        assert own is not None
+        self.line: Line[Asked] = Line(own)
+        self.line.margin = reserved(self.plan[1] if self.plan[1:] else None, 0.0, self.deadline)
+        # Where the model is not asked, the loop may still have time for the first fallback that runs on it: it has a line of its own.
+        later = next((lane for lane in lanes[1:] if isinstance(lane, NativeLane)), None)
+        self.second: Line[Asked] | None = Line(later) if later and isinstance(own, GuardedLane) else None
+        keys = {key for grouping in self.groupings for key in grouping.keys}
+        self.last = {
+            number: (
+                LastAnswers(_REMEMBERED),
+                [self.fields.index(field) for field in fallback.by or keys or self.fields],
+            )
+            for number, fallback in enumerate(bundle.model.fallbacks, 1)
+            if isinstance(fallback, LastKnown)
+        }
+
+    @property
+    def lane(self) -> Lane:
+        """Where the model itself runs."""
+        return self.line.lane
+
+    @property
+    def guarded(self) -> list[GuardedLane]:
+        """The lanes that are processes of their own."""
+        return [tier.lane for tier in self.tiers if isinstance(tier.lane, GuardedLane)]
+
+    def known(self, seen: Seen, left: float) -> Known:
+        """Give what the next tier is chosen by."""
+        closed = {tier.name: why for tier in self.tiers if tier.lane is not None and (why := tier.closed())}
+        takes = {tier.name: tier.takes for tier in self.tiers if tier.lane is not None}
+        return Known(seen.ages, seen.broken, seen.store, closed, takes, left)
 
 
 @dataclass
@@ -93,7 +155,11 @@ class Asked:
         at: the moment in a replay, in microseconds.
         arrived, deadline: seconds on the steady clock.
         answer: what its caller waits for.
-        read: the aggregates of a batch, and this request's place in it.
+        line: where it waits.
+        place: among the different requests of its batch that read the same.
+        seen: what its batch read.
+        tried, reason: the last tier that was tried (-1 is none), and why it is not the answer.
+        given: whether its answer is decided, and perhaps on its way to the log still.
     """
 
     served: Served
@@ -102,11 +168,92 @@ class Asked:
     arrived: float
     deadline: float
     answer: asyncio.Future[Any]
-    read: tuple[Columns, int] | None = None
+    line: Line[Asked]
+    place: int = 0
+    seen: Seen | None = None
+    tried: int = -1
+    reason: str = ""
+    given: bool = False
 
     @property
     def by_name(self) -> dict[str, Any]:
         return dict(zip(self.served.fields, self.fields, strict=True))
+
+
+@dataclass
+class Seen:
+    """What requests of one moment to models with the same features are answered from.
+
+    Args:
+        group: the requests.
+        different: one of each different request; a request's `place` is its own among them.
+        t, sequence: the moment and the last event seen.
+        values: the aggregates of the different requests, of those sources that could be read.
+        ages: source -> microseconds since its latest row became readable.
+        broken: source -> why it could not be read.
+        store: why nothing could be read.
+        reading: seconds a request that reading has taken.
+        made: what tiers made of it, once for all models.
+    """
+
+    group: list[Asked]
+    different: list[Asked]
+    t: int
+    sequence: int = 0
+    values: dict[str, pa.Array] = field(default_factory=dict[str, pa.Array])
+    ages: dict[str, int | None] = field(default_factory=dict[str, "int | None"])
+    broken: dict[str, str] = field(default_factory=dict[str, str])
+    store: str = ""
+    reading: float = 0.0
+    made: dict[Any, Any] = field(default_factory=dict[Any, Any])
+
+    def inputs(
+        self, tier: ServedTier, nulls: Sequence[Replaced], own: Sequence[Asked]
+    ) -> tuple[Columns, Columns]:
+        """Give the aggregates, with nulls in the place of some, and the fields of some of its requests."""
+        served = own[0].served
+        gone = {column for null in nulls for column in null.aggregates}
+        places = [asked.place for asked in own]
+        taken = None if places == list(range(len(self.different))) else pa.array(places)
+        values = {
+            name: pa.nulls(len(own), served.aggregate_types[name])
+            if name in gone
+            else self.values[name]
+            if taken is None
+            else self.values[name].take(taken)
+            for name in tier.aggregates
+        }
+        fields = {
+            name: pa.array([asked.fields[i] for asked in own], kind) for i, name, kind in served.evaluated
+        }
+        return values, fields
+
+    def columns(self, tier: ServedTier, nulls: Sequence[Replaced]) -> dict[str, pa.Array]:
+        """Give the feature columns of the different requests as a tier sees them."""
+        types = self.group[0].served.bundle.types
+        return self._once(
+            ("columns", tuple(tier.features), tuple(nulls)),
+            lambda: evaluate(tier.features, *self.inputs(tier, nulls, self.different), types),
+        )
+
+    def vectors(self, tier: ServedTier, nulls: Sequence[Replaced]) -> list[tuple[Any, ...]]:
+        """Give what a tier sees of the different requests as the log has it."""
+        return self._once(
+            ("vectors", tuple(tier.features), tuple(nulls)),
+            lambda: tier.vectors(self.columns(tier, nulls), self.group[0].served.columns),
+        )
+
+    def matrix(self, tier: ServedTier, nulls: Sequence[Replaced]) -> NDArray[np.float64]:
+        """Give what a tier sees of the different requests as its estimator does."""
+        return self._once(
+            ("matrix", tier.encoded_as, tuple(tier.features), tuple(nulls)),
+            lambda: matrix(tier.encodings, self.columns(tier, nulls)),
+        )
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
 
 
 @dataclass(frozen=True)
@@ -142,6 +289,7 @@ class Answering:
         self._pending: list[Asked] = []
         self._flushing = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._sources: dict[str, Breaker] = {}
         self._turns: Turns[Asked] = Turns(self._turn, self._shed)
 
     def ask(
@@ -161,7 +309,8 @@ class Answering:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
         arrived = time.perf_counter()
-        asked = Asked(served, fields, at, arrived, arrived + min(served.deadline, within_seconds), answer)
+        deadline = arrived + min(served.deadline, within_seconds)
+        asked = Asked(served, fields, at, arrived, deadline, answer, served.line)
         if at is None:
             self._turns.add(served.line, asked)
             return answer
@@ -181,58 +330,70 @@ class Answering:
         for asked in pending:
             by_moment.setdefault(asked.at, []).append(asked)
         for at in sorted(by_moment, key=lambda at: at or 0):
-            self._answer(at, by_moment[at])
+            self._turn(by_moment[at], at)
 
-    def _turn(self, batch: list[Asked]) -> None:
+    def _turn(self, batch: list[Asked], at: int | None = None) -> None:
         try:
-            self._answer(None, batch)
+            self._answer(at, batch)
         except Exception as error:  # noqa: BLE001 # nobody may be left waiting for an answer that nobody makes
             self._metrics.broken("answering", f"{type(error).__name__}: {error}")
-            for own in _by_model([asked for asked in batch if not asked.answer.done()]):
-                self._shed(own, f"server: {type(error).__name__}: {error}")
-                self._turns.done(own[0].served.line, own)
-
-    def _shed(self, group: Sequence[Asked], reason: str) -> None:
-        """Answer requests of one model that nothing was read for."""
-        answers = [self._fall_back(asked, reason) for asked in group]
-        self._give(group, answers, None, self._store.clock.now(), 0)
+            for own in _alike([asked for asked in batch if not asked.given]):
+                self._unread(own, f"server: {_told(error)}")
+                self._turns.done(own[0].line, own)
 
     def _answer(self, at: int | None, batch: list[Asked]) -> None:
-        for own in _by_model(batch):
-            own[0].served.asked_at = own[0].arrived
-        absent = [asked for asked in batch if not asked.served.loaded]
-        batch = [asked for asked in batch if asked.served.loaded] if absent else batch
+        for own in _alike(batch):
+            served = own[0].served
+            served.asked_at = own[0].arrived
+            # Where the model runs in a process, only a fallback of it is missing.
+            reason = "" if served.loaded else self._load(served)
+            if not served.tiers[0].loaded:
+                self._unread(own, reason)
+                self._turns.done(own[0].line, own)
+        batch = [asked for asked in batch if not asked.given]
+        if not batch:
+            return
         started = time.perf_counter()
-        t, sequence, broken = self._read(at, batch)
-        reading = (time.perf_counter() - started) / max(len(batch), 1)
-        for own in _by_model(absent):
-            reason = self._load(own[0].served)
-            self._give(own, [self._fall_back(asked, reason) for asked in own], None, t, sequence)
-            self._turns.done(own[0].served.line, own)
-        sharing: dict[tuple[str, bool], list[Asked]] = {}
-        for asked in batch:
-            if not asked.answer.done():
-                sharing.setdefault(
-                    (asked.served.shares, isinstance(asked.served.lane, NativeLane)), []
-                ).append(asked)
-        for (_, native), group in sharing.items():
-            if native and not broken:
-                self._native(group, t, sequence, reading)
-                continue
-            for own in _by_model(group):
-                lane = own[0].served.lane
-                if broken or isinstance(lane, NativeLane):
-                    self._give(own, [self._fall_back(asked, broken) for asked in own], None, t, sequence)
-                    self._turns.done(own[0].served.line, own)
-                else:
-                    if at is not None:
-                        self._turns.watch(own[0].served.line, own)
-                    task = asyncio.get_running_loop().create_task(self._guarded(lane, own, t, sequence))
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
+        seen = self._read(at, batch)
+        reading = (time.perf_counter() - started) / len(batch)
+        for each in seen:
+            each.reading = reading
+            for own in _alike(each.group):
+                self._next(each, own, own[0].tried, own[0].reason)
+                line = own[0].line
+                self._turns.done(line, [asked for asked in own if asked.given])
 
-    def _read(self, at: int | None, batch: Sequence[Asked]) -> tuple[int, int, str]:
-        """Open the snapshot, take the moment, read what the models need; give the moment, the sequence seen and what is broken."""
+    def _shed(self, group: Sequence[Asked], reason: str) -> None:
+        """Do without the tier that requests of one model wait for, or that has them and does not answer."""
+        served = group[0].served
+        for own in _alike([asked for asked in group if not asked.given]):
+            seen, tried = own[0].seen, max(own[0].tried, 0)
+            why = with_reason(own[0].reason, served.tiers[tried].name, reason)
+            if seen is not None:
+                self._next(seen, own, tried, why)
+            elif own[0].line is served.line and served.second is not None:
+                for asked in own:
+                    asked.tried, asked.reason, asked.line = 0, why, served.second
+                    self._turns.add(served.second, asked)
+            else:
+                self._unread(own, why)
+
+    def _unread(self, own: list[Asked], reason: str) -> None:
+        """Answer from the requests alone: nothing was read for them, and there is no time for it."""
+        seen = Seen(own, own, own[0].at or self._store.clock.now(), store=reason)
+        served = own[0].served
+        first = next(
+            (place for place, tier in enumerate(served.tiers) if tier.lane is None), len(served.tiers)
+        )
+        self._next(seen, own, first - 1, reason)
+
+    def _read(self, at: int | None, batch: Sequence[Asked]) -> list[Seen]:
+        """Open the snapshot, take the moment, and read what the models need: once for those with the same features."""
+        sharing: dict[str, list[Asked]] = {}
+        for asked in batch:
+            sharing.setdefault(asked.served.shares, []).append(asked)
+        moment = at if at is not None else self._store.clock.now()
+        seen = [Seen(group, _different(group), moment) for group in sharing.values()]
         try:
             if at is not None and not self._store.pass_moment(at):
                 for asked in batch:
@@ -244,152 +405,250 @@ class Answering:
                             do="replay events and requests in the order of time.",
                         )
                     )
-                return at, 0, ""
+                return []
             with self._store.snapshot() as snapshot:
                 t = snapshot.moment() if at is None else at
-                sharing: dict[str, list[Asked]] = {}
-                for asked in batch:
-                    sharing.setdefault(asked.served.shares, []).append(asked)
-                for group in sharing.values():
-                    served = group[0].served
-                    keys = {key for grouping in served.groupings for key in grouping.keys}
-                    needed = [i for i, name in enumerate(served.fields) if name in keys]
-                    # The same request to several models is read and evaluated once.
-                    numbers: dict[tuple[Any, ...], int] = {}
-                    places = [numbers.setdefault(tuple(asked.fields), len(numbers)) for asked in group]
-                    fields = {served.fields[i]: [request[i] for request in numbers] for i in needed}
-                    values = snapshot.aggregates(served.groupings, fields, t)
-                    for asked, place in zip(group, places, strict=True):
-                        asked.read = (values, place)
-                self._metrics.worked("store")
-                return t, snapshot.sequence, ""
+                for each in seen:
+                    each.t, each.sequence = t, snapshot.sequence
+                    self._read_sources(snapshot, each)
+            self._metrics.worked("store")
         except Exception as error:  # noqa: BLE001 # whatever breaks in the store, the caller gets the declared fallback and it is counted
-            self._metrics.broken("store", f"{type(error).__name__}: {error}")
-            return (
-                at if at is not None else self._store.clock.now(),
-                0,
-                f"store: {type(error).__name__}: {error}",
-            )
+            self._metrics.broken("store", _told(error))
+            for each in seen:
+                each.store = f"store: {type(error).__name__}: {error}"
+        return seen
 
-    def _columns(self, group: Sequence[Asked]) -> tuple[Columns, Columns]:
-        reads = [asked.read for asked in group if asked.read is not None]
-        values = reads[0][0]
-        places = [place for _, place in reads]
-        if places != list(range(len(next(iter(values.values()), ())))):
-            chosen = pa.array(places)
-            values = {name: array.take(chosen) for name, array in values.items()}
-        fields = {
-            name: pa.array([asked.fields[i] for asked in group], kind)
-            for i, name, kind in group[0].served.evaluated
-        }
-        return values, fields
-
-    def _native(self, group: list[Asked], t: int, sequence: int, reading: float) -> None:
-        """Evaluate the features of a batch once, and let each of its models answer its own requests.
-
-        Args:
-            reading: seconds a request that reading has taken, to learn what a model costs.
-        """
-        started = time.perf_counter()
-        first = group[0].served.bundle
-        # One of each different request, in the order in which they were read.
-        different = list(
-            {asked.read[1]: asked for asked in reversed(group) if asked.read is not None}.values()
-        )[::-1]
-        place = {asked.read[1]: number for number, asked in enumerate(different) if asked.read is not None}
-        try:
-            columns = evaluate(first.model.features, *self._columns(different), first.types)
-            seen = list(zip(*(logged(columns[name]) for name in group[0].served.columns), strict=True))
-        except Exception as error:  # noqa: BLE001 # whatever breaks, the caller gets the declared fallback and it is counted
-            for own in _by_model(group):
-                self._give(
-                    own,
-                    [self._fall_back(asked, f"features: {type(error).__name__}: {error}") for asked in own],
-                    None,
-                    t,
-                    sequence,
-                )
+    def _read_sources(self, snapshot: Snapshot, seen: Seen) -> None:
+        """Read source by source: one that breaks, or is kept out because it did, does not keep the others from being read."""
+        served = seen.group[0].served
+        unfilled = snapshot.unfilled(served.groupings)
+        if unfilled is not None:
+            self._metrics.broken("store", unfilled.what)
+            seen.store = f"store: StoreError: {unfilled}"
             return
-        encoded: dict[str, NDArray[np.float64]] = {}
-        shared = reading + (time.perf_counter() - started) / len(group)
-        for served in {id(asked.served): asked.served for asked in group}.values():
-            own = [asked for asked in group if asked.served is served]
-            rows = [place[asked.read[1]] for asked in own if asked.read is not None]
-            started = time.perf_counter()
+        latest = snapshot.latest()
+        for name, groupings in served.by_source.items():
+            content = groupings[0].source.content
+            heard = latest.get(content)
+            seen.ages[name] = None if heard is None else seen.t - heard
+            breaker = self._sources.get(content, Breaker())
+            if not breaker.allows(time.monotonic()):
+                seen.broken[name] = breaker.reason
+                continue
+            keys = {key for grouping in groupings for key in grouping.keys}
+            fields = {
+                key: [asked.fields[i] for asked in seen.different]
+                for i, key in enumerate(served.fields)
+                if key in keys
+            }
             try:
-                if served.encodings not in encoded:
-                    encoded[served.encodings] = matrix(served.bundle.description.encodings, columns)
-                values = served.bundle.scores_of(encoded[served.encodings][rows])
-            except Exception as error:  # noqa: BLE001 # see above
-                self._give(
-                    own,
-                    [self._fall_back(asked, f"model: {type(error).__name__}: {error}") for asked in own],
-                    None,
-                    t,
-                    sequence,
-                )
+                seen.values.update(snapshot.aggregates(groupings, fields, seen.t))
+            except Exception as error:  # noqa: BLE001 # see _read
+                seen.broken[name] = _told(error)
+                self._metrics.broken(f"source {name}", seen.broken[name])
+                self._sources[content] = failed(breaker, time.monotonic(), seen.broken[name])
             else:
-                self._give(own, self._judge(own, values), [seen[number] for number in rows], t, sequence)
-            now = time.perf_counter()
-            served.line.learn(len(own), shared * len(own) + now - started, now)
+                if breaker.failures:
+                    self._metrics.worked(f"source {name}")
+                self._sources[content] = succeeded(breaker)
 
-    async def _guarded(self, lane: GuardedLane, group: list[Asked], t: int, sequence: int) -> None:
-        """Let a process answer what it answers in time; the line's timer answers the rest meanwhile."""
-        line = group[0].served.line
-        started = time.perf_counter()
-        left = max(asked.deadline for asked in group) - started
-        try:
-            columns, values = await lane.score(*self._columns(group), wait_seconds=left)
-            seen = list(zip(*(logged(columns[name]) for name in group[0].served.columns), strict=True))
-            now = time.perf_counter()
-            line.learn(len(group), now - started, now)
-            answers = self._judge(group, values)
-        except Exception as error:  # noqa: BLE001 # see _native
-            known = str(error) if isinstance(error, LaneError) else f"{type(error).__name__}: {error}"
-            reason = known if isinstance(error, DeadlineError) else f"model: {known}"
-            seen, answers = None, [self._fall_back(asked, reason) for asked in group]
-        self._turns.done(line, group)
-        places = [place for place, asked in enumerate(group) if not asked.answer.done()]
-        if places:
-            own = [group[place] for place in places]
-            vectors = [seen[place] for place in places] if seen is not None else None
-            self._give(own, [answers[place] for place in places], vectors, t, sequence)
-
-    def _judge(self, group: Sequence[Asked], values: np.ndarray[Any, Any]) -> list[Answer]:
-        if values.shape != (len(group),):
-            return [
-                self._fall_back(asked, f"model: it gave shape {values.shape} for {len(group)} requests")
-                for asked in group
-            ]
+    def _next(self, seen: Seen, own: list[Asked], after: int = -1, reason: str = "") -> None:
+        """Let the first tier after `after` whose needs are met answer one model's requests; what it leaves goes on to the next."""
+        served = own[0].served
         now = time.perf_counter()
-        answers: list[Answer] = []
-        for asked, value in zip(group, values.tolist(), strict=True):
-            if not math.isfinite(value):
-                answers.append(self._fall_back(asked, f"model: it gave {value}"))
-            elif now > asked.deadline:
-                answers.append(self._fall_back(asked, "deadline"))
-            else:
-                answers.append(Answer(value, MODEL, ""))
-        return answers
+        late = [asked for asked in own if now > asked.deadline]
+        if late and len(late) < len(own):
+            self._next(seen, late, after, reason)
+            own = [asked for asked in own if now <= asked.deadline]
+        known = served.known(seen, min(asked.deadline for asked in own) - now)
+        choice = choose(served.plan, known, after=after, reason=reason)
+        for tier in served.tiers[after + 1 : choice.tier]:
+            if tier.takes > known.left > 0:
+                tier.takes = learnt(tier.takes, 0.0)
+        if choice.tier is None:
+            self._give(seen, own, [Answer(0.0, NONE, choice.reason)] * len(own))
+            return
+        tier = served.tiers[choice.tier]
+        nulls = replaced(tier.tier, known)
+        match tier.lane:
+            case None:
+                self._look_up(seen, own, tier, choice.reason)
+            case NativeLane():
+                self._native(seen, own, tier, nulls, choice.reason)
+            case GuardedLane() as lane:
+                for asked in own:
+                    asked.seen, asked.tried, asked.reason = seen, choice.tier, choice.reason
+                line = own[0].line
+                if own[0].at is not None or tier.lane is not line.lane:  # else the line watches it already
+                    self._turns.watch(line, own)
+                line.margin = self._reserved(served, tier, known)
+                task = asyncio.get_running_loop().create_task(
+                    self._guarded(seen, own, tier, lane, nulls, choice.reason)
+                )
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
-    def _fall_back(self, asked: Asked, reason: str) -> Answer:
-        return fall_back(asked.served.bundle, asked.served.bundle.model.fallbacks, asked.by_name, reason)
+    def _reserved(self, served: Served, tier: ServedTier, known: Known) -> float:
+        """Give how long before the deadline a tier is given up."""
+        following = choose(served.plan, known, after=tier.number).tier
+        if following is None:
+            return 0.0
+        return reserved(served.plan[following], served.tiers[following].takes, served.deadline)
+
+    def _look_up(self, seen: Seen, own: list[Asked], tier: ServedTier, reason: str) -> None:
+        """Answer from the requests' fields alone."""
+        served = own[0].served
+        fallback = served.bundle.model.fallbacks[tier.number - 1]
+        for asked in own:
+            repeated = None
+            try:
+                if isinstance(fallback, LastKnown):
+                    answers, places = served.last[tier.number]
+                    known = answers.of(_entity(asked, places), seen.t, fallback.microseconds)
+                    if known is None:
+                        raise LookupError("no answer within its age")
+                    value, repeated = known
+                else:
+                    value = served.bundle.fallback(tier.number - 1, asked.by_name)
+            except (LookupError, TypeError, ValueError, StopIteration) as error:
+                why = str(error) if isinstance(fallback, LastKnown) else repr(error)
+                self._next(seen, [asked], tier.number, with_reason(reason, tier.name, why))
+                continue
+            if math.isfinite(value):
+                self._give(seen, [asked], [Answer(value, tier.name, reason)], repeated=repeated)
+            else:
+                self._next(seen, [asked], tier.number, reason)
+
+    def _native(
+        self, seen: Seen, own: list[Asked], tier: ServedTier, nulls: Sequence[Replaced], reason: str
+    ) -> None:
+        """Answer on the event loop."""
+        served = own[0].served
+        began = time.perf_counter()
+        said = "features: {}".format
+        try:
+            vectors = seen.vectors(tier, nulls)
+            said = tier.says
+            places = [asked.place for asked in own]
+            values = (tier.scorer or served.bundle).scores_of(seen.matrix(tier, nulls)[places])
+        except Exception as error:  # noqa: BLE001 # whatever breaks, the caller gets the declared fallback and it is counted
+            self._fail(seen, own, tier, reason, said(_told(error)))
+            return
+        self._judge(seen, own, tier, nulls, reason, values, [vectors[place] for place in places], began)
+        now = time.perf_counter()
+        own[0].line.learn(len(own), seen.reading * len(own) + now - began, now)
+
+    async def _guarded(
+        self,
+        seen: Seen,
+        own: list[Asked],
+        tier: ServedTier,
+        lane: GuardedLane,
+        nulls: Sequence[Replaced],
+        reason: str,
+    ) -> None:
+        """Let a process answer what it answers in time; the line's timer has the next tier answer the rest meanwhile."""
+        line = own[0].line
+        began = time.perf_counter()
+        left = max(asked.deadline for asked in own) - began
+        why = ""
+        vectors: list[tuple[Any, ...]] = []
+        values: NDArray[np.float64] | None = None
+        try:
+            columns, values = await lane.score(*seen.inputs(tier, nulls, own), wait_seconds=left)
+            vectors = tier.vectors(columns, own[0].served.columns)
+            now = time.perf_counter()
+            line.learn(len(own), now - began, now)
+        except Exception as error:  # noqa: BLE001 # see _native
+            values, why = (
+                None,
+                DEADLINE if isinstance(error, DeadlineError) else tier.says(_told(error)),
+            )
+        finally:
+            self._turns.done(line, own)
+        # Whoever was answered, or has gone on to a later tier, is not waiting here any more.
+        places = [place for place, asked in enumerate(own) if not asked.given and asked.tried == tier.number]
+        waiting = [own[place] for place in places]
+        if not waiting:
+            return
+        if values is None:
+            self._next(seen, waiting, tier.number, with_reason(reason, tier.name, why))
+        elif values.shape != (len(own),):
+            said = tier.says(f"it gave shape {values.shape} for {len(own)} requests")
+            self._next(seen, waiting, tier.number, with_reason(reason, tier.name, said))
+        else:
+            given = [vectors[place] for place in places]
+            self._judge(seen, waiting, tier, nulls, reason, values[places], given, began)
+
+    def _fail(self, seen: Seen, own: list[Asked], tier: ServedTier, reason: str, why: str) -> None:
+        """Note that a tier could not answer at all, and let the next one try."""
+        tier.failed(why)
+        self._next(seen, own, tier.number, with_reason(reason, tier.name, why))
+
+    def _judge(
+        self,
+        seen: Seen,
+        own: list[Asked],
+        tier: ServedTier,
+        nulls: Sequence[Replaced],
+        reason: str,
+        values: np.ndarray[Any, Any],
+        vectors: Sequence[tuple[Any, ...]],
+        began: float,
+    ) -> None:
+        """Give what is an answer and in time; the rest goes on to the next tier."""
+        served = own[0].served
+        if values.shape != (len(own),):
+            why = f"it gave shape {values.shape} for {len(own)} requests"
+            self._fail(seen, own, tier, reason, tier.says(why))
+            return
+        now = time.perf_counter()
+        tier.took(now - began)
+        given: list[int] = []
+        left: dict[str, list[Asked]] = {}
+        numbers = values.tolist()
+        for place, (asked, value) in enumerate(zip(own, numbers, strict=True)):
+            if not math.isfinite(value):
+                left.setdefault(tier.says(f"it gave {value}"), []).append(asked)
+            elif now > asked.deadline:
+                left.setdefault("deadline", []).append(asked)
+            else:
+                given.append(place)
+        if given:
+            if tier.name == MODEL:
+                for answers, places in served.last.values():
+                    for place in given:
+                        answers.note(_entity(own[place], places), numbers[place], seen.t)
+            self._give(
+                seen,
+                [own[place] for place in given],
+                [Answer(numbers[place], tier.name, reason) for place in given],
+                [vectors[place] for place in given],
+                [column for null in nulls for column in null.columns],
+            )
+        for why, asked in left.items():
+            self._next(seen, asked, tier.number, with_reason(reason, tier.name, why))
 
     def _give(
         self,
+        seen: Seen,
         group: Sequence[Asked],
         answers: Sequence[Answer],
-        seen: Sequence[tuple[Any, ...]] | None,
-        t: int,
-        sequence: int,
+        vectors: Sequence[tuple[Any, ...]] | None = None,
+        defaults: list[str] | None = None,
+        repeated: int | None = None,
     ) -> None:
         """Log a batch, then let its callers have it."""
         served = group[0].served
         now = time.perf_counter()
+        ages = None if seen.store or not seen.ages else seen.ages
+        if repeated is not None:
+            ages = {**(ages or {}), LAST_ANSWER: repeated}
         rows = [
             Prediction(
-                self._log.next_id(), served.name, served.bundle.address, t, sequence, answer.value, answer.tier, answer.reason, asked.fields,
-                list(seen[number]) if seen is not None else None, asked.at is not None, int((now - asked.arrived) * 1e6),
+                self._log.next_id(), served.name, served.bundle.address, seen.t, seen.sequence, answer.value, answer.tier, answer.reason, asked.fields,
+                list(vectors[number]) if vectors is not None else None, asked.at is not None, int((now - asked.arrived) * 1e6),
+                ages=ages, defaults=defaults or None,
             )
             for number, (asked, answer) in enumerate(zip(group, answers, strict=True))
         ]  # fmt: skip
@@ -398,6 +657,8 @@ class Answering:
             self._metrics.broken("prediction log", failure)
         else:
             self._metrics.worked("prediction log")
+        for asked in group:
+            asked.given = True
 
         def give(kept: bool) -> None:
             for asked, row in zip(group, rows, strict=True):
@@ -412,8 +673,29 @@ class Answering:
             self._syncing.after(min(asked.deadline for asked in group), give)
 
 
-def _by_model(group: Sequence[Asked]) -> list[list[Asked]]:
-    models: dict[int, list[Asked]] = {}
+def _different(group: Sequence[Asked]) -> list[Asked]:
+    """Give one of each different request, and note each request's place among them."""
+    numbers: dict[tuple[Any, ...], int] = {}
+    different: list[Asked] = []
     for asked in group:
-        models.setdefault(id(asked.served), []).append(asked)
-    return list(models.values())
+        asked.place = numbers.setdefault(tuple(asked.fields), len(numbers))
+        if asked.place == len(different):
+            different.append(asked)
+    return different
+
+
+def _entity(asked: Asked, places: Sequence[int]) -> tuple[Any, ...]:
+    return tuple(asked.fields[place] for place in places)
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, LaneError) else f"{type(error).__name__}: {error}"
+
+
+def _alike(group: Sequence[Asked]) -> list[list[Asked]]:
+    """Give requests of one model together that wait in one line and have come equally far."""
+    alike: dict[Any, list[Asked]] = {}
+    for asked in group:
+        key = (id(asked.served), id(asked.line), id(asked.seen), asked.tried, asked.reason)
+        alike.setdefault(key, []).append(asked)
+    return list(alike.values())

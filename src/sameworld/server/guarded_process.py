@@ -1,7 +1,7 @@
 """The other end of the guarded lane: a process of its own in which a user's Python runs. It may hang, spin, leak or crash: it is killed, and that is all.
 
-Run as `python -m sameworld.server.guarded_process REGISTRY ADDRESS MEMORY [WORLD]`. Frames on stdin and stdout: u32 length, then an Arrow stream; a reply's first
-byte is 0 for an answer, 1 for the text of what went wrong, and 2 for the same when the process ends after it. The first reply says that the bundle is loaded.
+Run as `python -m sameworld.server.guarded_process REGISTRY ADDRESS PART MEMORY [WORLD]`; PART is 0 for the model, 1 for its first fallback. Frames on stdin
+and stdout: u32 length, then an Arrow stream; a reply's first byte is 0 for an answer, 1 for the text of what went wrong, and 2 for the same when the process ends after it. The first reply says that the bundle is loaded.
 
 MEMORY is how many bytes more than then it may take: an allocation beyond them fails. What was leaked is freed by beginning anew.
 """
@@ -23,6 +23,7 @@ import pyarrow.ipc
 
 from sameworld.asof.request import evaluate
 from sameworld.training.bundle import Bundle, Registry
+from sameworld.training.fitted import Part
 from sameworld.training.world_file import functions_of
 
 _LENGTH = struct.Struct("<I")
@@ -36,9 +37,10 @@ def main() -> None:
     _die_with_parent()
     with contextlib.suppress(OSError, AttributeError):
         os.nice(_NICER)
-    registry, address, memory, *world = sys.argv[1:]
+    registry, address, number, memory, *world = sys.argv[1:]
     try:
         bundle = Registry(Path(registry)).load(address, functions_of(Path(world[0])) if world else ())
+        part = bundle.parts[int(number) - 1] if int(number) else None
     except Exception as error:  # noqa: BLE001 # the edge of the process: the parent is told
         _send(replies, b"\1" + f"{type(error).__name__}: {error}".encode())
         return
@@ -50,7 +52,7 @@ def main() -> None:
             return
         frame = sys.stdin.buffer.read(_LENGTH.unpack(head)[0])
         try:
-            reply = b"\0" + _answer(bundle, frame)
+            reply = b"\0" + _answer(bundle, part, frame)
         except MemoryError:
             _send(replies, b"\2" + f"it took more than {int(memory) >> 20} MiB and was ended".encode())
             return
@@ -59,13 +61,14 @@ def main() -> None:
         _send(replies, reply)
 
 
-def _answer(bundle: Bundle, frame: bytes) -> bytes:
+def _answer(bundle: Bundle, part: Part | None, frame: bytes) -> bytes:
     batch = read_batch(frame)
     aggregates = {name[1:]: batch.column(name) for name in batch.schema.names if name[0] == "a"}
     fields = {name[1:]: batch.column(name) for name in batch.schema.names if name[0] == "f"}
-    columns = evaluate(bundle.model.features, aggregates, fields, bundle.types)
+    features, scorer = (part.features, part.scorer) if part else (bundle.model.features, bundle)
+    columns = evaluate(features, aggregates, fields, bundle.types)
     return write_batch(
-        {**{"c" + name: column for name, column in columns.items()}, "s": pa.array(bundle.scores(columns))}
+        {**{"c" + name: column for name, column in columns.items()}, "s": pa.array(scorer.scores(columns))}
     )
 
 

@@ -10,6 +10,7 @@ import struct
 import sys
 import time
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +45,12 @@ class DeadlineError(LaneError):
     """Its turn did not come in time: nothing the model did."""
 
 
+class Scores(Protocol):
+    """What answers from feature columns."""
+
+    def scores(self, columns: Columns) -> NDArray[np.float64]: ...
+
+
 class NativeLane:
     """Evaluates features and scores on the event loop.
 
@@ -57,30 +64,37 @@ class NativeLane:
         self.row_seconds = row_seconds
 
 
-def choose(bundle: Bundle, registry: str, world: str | None, memory_bytes: int) -> NativeLane | GuardedLane:
-    """Give the lane of a bundle: native for a library's model that is quick enough to share the event loop, measured here; guarded for everything else."""
+def choose(
+    bundle: Bundle, registry: str, world: str | None, memory_bytes: int, part: int = 0
+) -> NativeLane | GuardedLane:
+    """Give the lane of a bundle's model, or of one of its fallbacks that see features (the first is 1): native for a library's model that is quick enough to share the event loop, measured here; guarded for everything else."""
     deadline = bundle.model.service.deadline_seconds
-    if bundle.description.native:
-        seconds = one_row_seconds(bundle)
+    own = bundle.parts[part - 1] if part else None
+    if own.how.native if own else bundle.description.native:
+        seconds = one_row_seconds(bundle, own.scorer if own else bundle)
         if seconds <= min(LONGEST_NATIVE_SECONDS, deadline / 2):
             return NativeLane(seconds)
         _log.warning(
-            "model %s is native but takes %.1f ms for one row: it would keep the event loop from the others, so it is guarded",
+            "%s of model %s is native but takes %.1f ms for one row: it would keep the event loop from the others, so it is guarded",
+            f"fallback {part}" if part else "the estimator",
             bundle.model.name,
             seconds * 1e3,
         )
-    return GuardedLane(bundle, registry, world, deadline, memory_bytes)
+    return GuardedLane(bundle, registry, world, deadline, memory_bytes, part)
 
 
-def one_row_seconds(bundle: Bundle) -> float:
-    """Measure what a loaded bundle takes to encode and score one of its self-test rows: the least of several, since machines stall."""
+def one_row_seconds(bundle: Bundle, scorer: Scores | None = None) -> float:
+    """Measure what a loaded bundle, or what answers in one of its fallbacks, takes to encode and score one of its self-test rows.
+
+    The least of several times, since machines stall.
+    """
     assert bundle.selftest is not None
     row = bundle.selftest.slice(0, 1)
     columns = {name: row[name].combine_chunks() for name in bundle.types}
     taken: list[float] = []
     for _ in range(_MEASUREMENTS):
         started = time.perf_counter()
-        bundle.scores(columns)
+        (scorer or bundle).scores(columns)
         taken.append(time.perf_counter() - started)
     return min(taken)
 
@@ -94,10 +108,17 @@ class GuardedLane:
         world: the world file, for functions of its own.
         deadline_seconds: of the model; the process is killed when it takes several times as long.
         memory_bytes: how much more than at its start it may take.
+        part: which fallback of the model's answers there (the first is 1); 0 is the model itself.
     """
 
     def __init__(
-        self, bundle: Bundle, registry: str, world: str | None, deadline_seconds: float, memory_bytes: int
+        self,
+        bundle: Bundle,
+        registry: str,
+        world: str | None,
+        deadline_seconds: float,
+        memory_bytes: int,
+        part: int = 0,
     ) -> None:
         self._command = [
             sys.executable,
@@ -105,10 +126,11 @@ class GuardedLane:
             "sameworld.server.guarded_process",
             registry,
             bundle.address,
+            str(part),
             str(memory_bytes),
             *([world] if world else []),
         ]
-        self._name = bundle.model.name
+        self._name = f"{bundle.model.name}, fallback {part}" if part else bundle.model.name
         self._grace = max(_GRACE * deadline_seconds, 0.2)
         self._process: GuardedChild | None = None
         self._busy = asyncio.Lock()

@@ -19,7 +19,7 @@ from sameworld.errors import BundleError, SameworldError
 from sameworld.server.answering import LOADING, Served
 from sameworld.server.config import ServerConfig
 from sameworld.server.incidents import Incidents
-from sameworld.server.lanes import GuardedLane, Lane, NativeLane, choose
+from sameworld.server.lanes import Lane, NativeLane, choose
 from sameworld.server.memory import allocated_bytes, give_back
 from sameworld.server.requests import RequestReader
 from sameworld.server.routes import ConflictError
@@ -130,12 +130,16 @@ class Portfolio:
         fields = list(bundle.description.request.items())
         same = before is not None and list(before.bundle.description.request.items()) == fields
         reader = before.reader if before is not None and same else RequestReader(name, dict(fields))
-        lane: Lane = NativeLane(0.0) if bundle.description.native else self._choose(bundle)
-        return Served(name, bundle, lane, groupings, reader)
+        native = [bundle.description.native, *(part and part.how.native for part in bundle.parts)]
+        lanes = [
+            None if is_native is None else NativeLane(0.0) if is_native else self._choose(bundle, number)
+            for number, is_native in enumerate(native)
+        ]
+        return Served(name, bundle, lanes, groupings, reader)
 
-    def _choose(self, bundle: Bundle) -> Lane:
+    def _choose(self, bundle: Bundle, part: int) -> Lane:
         config = self._config
-        return choose(bundle, config.registry, config.world, config.guarded_memory_bytes)
+        return choose(bundle, config.registry, config.world, config.guarded_memory_bytes, part)
 
     def put(self, light: Served) -> None:
         """Serve a model, to be loaded when it is asked."""
@@ -152,14 +156,15 @@ class Portfolio:
         light = await loop.run_in_executor(self._loader, self.served, name, bundle, store.groupings)
         loaded = await loop.run_in_executor(self._loader, self._load, light, store)
         light = loaded.light
-        if isinstance(light.lane, GuardedLane):
-            light.lane.start()
-            until = time.monotonic() + _START_SECONDS
-            while not light.lane.settled and time.monotonic() < until:
-                await asyncio.sleep(0.02)
-            if not light.lane.ready:
-                found = light.lane.breaker.reason or "its process is still starting"
-                await light.lane.stop()
+        for lane in light.guarded:
+            lane.start()
+        until = time.monotonic() + _START_SECONDS
+        while not all(lane.settled for lane in light.guarded) and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        for lane in light.guarded:
+            if not lane.ready:
+                found = lane.breaker.reason or "its process is still starting"
+                await asyncio.gather(*(started.stop() for started in light.guarded))
                 raise BundleError(
                     f"Model {name!r} does not start.",
                     where=f"bundle {bundle.address}",
@@ -182,9 +187,9 @@ class Portfolio:
 
     async def retire(self, served: Served) -> None:
         """End a model that gets no requests any more, once the last ones are answered."""
-        if isinstance(served.lane, GuardedLane):
+        if served.guarded:
             await asyncio.sleep(served.deadline)
-            await served.lane.stop()
+            await asyncio.gather(*(lane.stop() for lane in served.guarded))
 
     async def regroup(self, groupings: Sequence[Grouping]) -> None:
         """Let every model read the groupings as the store has them now."""
@@ -245,8 +250,9 @@ class Portfolio:
         if loaded.light is not light:  # what one row takes is known now
             entry.light = _again(loaded.light, entry.light.groupings)
             self.models[light.name] = entry.light
-            if isinstance(loaded.light.lane, GuardedLane):
-                loaded.light.lane.start()
+            for lane in loaded.light.guarded:
+                if lane not in light.guarded:
+                    lane.start()
         self._take(loaded)
 
     def _load(self, light: Served, store: OnlineStore) -> Prepared:
@@ -260,17 +266,25 @@ class Portfolio:
         # Kernels and the libraries' own lazy parts come before the first caller has to wait for them.
         with store.snapshot() as snapshot:
             values = snapshot.aggregates(light.groupings, nothing, snapshot.moment())
-        if isinstance(light.lane, NativeLane):
+        if any(isinstance(lane, NativeLane) for lane in light.lanes):
             fields = {name: pa.array([None], kind) for _, name, kind in light.evaluated}
-            bundle.scores(evaluate(bundle.model.features, values, fields, bundle.types))
-            light = Served(light.name, light.bundle, self._choose(bundle), light.groupings, light.reader)
+            scorers = dict(bundle.scorers)
+            for tier in light.tiers:
+                if isinstance(tier.lane, NativeLane):
+                    columns = evaluate(tier.features, values, fields, bundle.types)
+                    scorers[tier.number].scores(columns)
+            lanes = [
+                self._choose(bundle, number) if isinstance(lane, NativeLane) else lane
+                for number, lane in enumerate(light.lanes)
+            ]
+            light = Served(light.name, light.bundle, lanes, light.groupings, light.reader)
         return Prepared(light, bundle, taken)
 
     def _take(self, made: Prepared) -> None:
         """On the loop: let a native model answer, and others make room for it."""
         entry, taken = self._entries[made.light.name], made.taken
-        if not isinstance(entry.light.lane, NativeLane):
-            return  # its process has its estimator
+        if not any(isinstance(lane, NativeLane) for lane in entry.light.lanes):
+            return  # processes have their estimators
         entry.full = _again(entry.light, entry.light.groupings, made.full)
         entry.full.asked_at = time.perf_counter()
         entry.bytes = entry.expected = taken
@@ -304,8 +318,8 @@ class Portfolio:
     def start(self) -> None:
         """Start the processes of guarded models."""
         for served in self.models.values():
-            if isinstance(served.lane, GuardedLane):
-                served.lane.start()
+            for lane in served.guarded:
+                lane.start()
 
     async def load_all(self, store: OnlineStore) -> None:
         """Load what fits the budget, in the order of the configuration; the others wait until they are asked."""
@@ -318,13 +332,15 @@ class Portfolio:
 
     def waiting(self) -> list[str]:
         """Give the models that have neither started nor failed to."""
-        return [name for name, served in self.models.items() if not served.lane.settled]
+        return [
+            name for name, served in self.models.items() if not all(lane.settled for lane in served.guarded)
+        ]
 
     async def close(self) -> None:
         """End every model."""
         self._loader.shutdown(cancel_futures=True)
-        lanes = [served.lane for served in self.models.values()]
-        await asyncio.gather(*(lane.stop() for lane in lanes if isinstance(lane, GuardedLane)))
+        lanes = [lane for served in self.models.values() for lane in served.guarded]
+        await asyncio.gather(*(lane.stop() for lane in lanes))
 
 
 @dataclass(frozen=True)
@@ -338,7 +354,9 @@ class Prepared:
 
 def _again(served: Served, groupings: Sequence[Grouping], bundle: Bundle | None = None) -> Served:
     """Give the same model over other groupings, or with its estimator."""
-    return Served(served.name, bundle or served.bundle, served.lane, groupings, served.reader)
+    made = Served(served.name, bundle or served.bundle, served.lanes, groupings, served.reader)
+    made.last = served.last
+    return made
 
 
 def sources_of(bundle: Bundle) -> list[Source]:

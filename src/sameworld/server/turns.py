@@ -43,6 +43,7 @@ class Line(Generic[Request]):
 
     Args:
         lane: the model's.
+        margin: seconds that the tier after this one needs, which is left when this one is given up.
     """
 
     def __init__(self, lane: Lane) -> None:
@@ -52,6 +53,7 @@ class Line(Generic[Request]):
         self.fresh = 0
         self.flying: list[Request] = []
         self.since = 0.0
+        self.margin = 0.0
         self.timer: asyncio.TimerHandle | None = None
         self.armed_for = 0.0
 
@@ -176,13 +178,13 @@ class Turns(Generic[Request]):
                 return
             line.timer.cancel()
         line.armed_for = deadline
-        delay = max(deadline - _MARGIN - time.perf_counter(), 0.0)
+        delay = max(deadline - _MARGIN - line.margin - time.perf_counter(), 0.0)
         line.timer = asyncio.get_running_loop().call_later(delay, self._expire, line)
 
     def _expire(self, line: Line[Request]) -> None:
         """Let a fallback answer whoever cannot wait any longer."""
         line.timer = None
-        until = time.perf_counter() + 1.5 * _MARGIN
+        until = time.perf_counter() + 1.5 * _MARGIN + line.margin
         late = [
             asked
             for asked in (*line.flying, *line.waiting)

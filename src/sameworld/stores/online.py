@@ -102,6 +102,20 @@ class Snapshot:
         """Give source content -> when its latest row became readable, in microseconds; nothing of a source that never had one."""
         return self._store.latest(self._txn)
 
+    def unfilled(self, groupings: Sequence[Grouping]) -> StoreError | None:
+        """Give why groupings cannot be read yet; None when they can."""
+        kept = self._store.kept(self._txn).groupings
+        for grouping in groupings:
+            reach = self._store.reach(grouping)
+            place = kept.get(reach.content)
+            if place is None or not has_all(place, reach):
+                return StoreError(
+                    f"The rows of source {grouping.source.name!r} by {', '.join(grouping.keys)} are not filled.",
+                    where=str(self._store.folder),
+                    do="fill the store; a server that serves other models may have written to it.",
+                )
+        return None
+
     def aggregates(
         self, groupings: Sequence[Grouping], fields: Mapping[str, Sequence[Any]], t: int
     ) -> dict[str, pa.Array]:
@@ -112,17 +126,13 @@ class Snapshot:
             fields: request field -> values, one a request; instants in microseconds.
             t: the moment.
         """
+        if unfilled := self.unfilled(groupings):
+            raise unfilled
         result: dict[str, pa.Array] = {}
         kept = self._store.kept(self._txn).groupings
         for grouping in groupings:
             reach = self._store.reach(grouping)
-            place = kept.get(reach.content)
-            if place is None or not has_all(place, reach):
-                raise StoreError(
-                    f"The rows of source {grouping.source.name!r} by {', '.join(grouping.keys)} are not filled.",
-                    where=str(self._store.folder),
-                    do="fill the store; a server that serves other models may have written to it.",
-                )
+            place = kept[reach.content]
             keys = list(zip(*(fields[key] for key in grouping.keys), strict=True))
             same = (id(reach), t, tuple(keys))
             values = self._read.get(same)

@@ -9,6 +9,9 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
+LAST_ANSWER = "last answer"
+"""Among the ages of a prediction: how old the answer was that it repeats. No source can be called so."""
+
 
 class Prediction(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """One answer.
@@ -20,11 +23,12 @@ class Prediction(msgspec.Struct, array_like=True, gc=False, frozen=True):
         sequence: the last event in the snapshot that was read.
         value, tier, reason: what the caller got.
         request: the request's fields in the bundle's order; instants in microseconds.
-        features: the feature columns in the bundle's order, as the model saw them (see `logged`); None when it saw none.
+        features: the feature columns in the bundle's order, as the tier saw them (see `logged`), null where it does not see one; None when it saw none.
         replayed: whether the moment was given by a replay.
         elapsed_us: from the request's arrival to the writing of this row.
         policy, propensity, seed: of an explored decision; none yet.
         ages: source name -> microseconds since its latest row that was readable; None for a source without rows. None when nothing was judged.
+            `last answer` is the age of an answer that was repeated.
         defaults: the feature columns whose value was replaced, in the bundle's order. None when none was.
     """
 

@@ -24,12 +24,14 @@ import pyarrow.ipc
 from numpy.typing import NDArray
 
 from sameworld.asof.schema import type_named
-from sameworld.definitions.feature import Category, Derive
+from sameworld.definitions.fallbacks import Constant, Rate
 from sameworld.definitions.functions import NamedFunction
-from sameworld.definitions.model import Constant, Model, Rate, model_from_json
+from sameworld.definitions.model import Model, model_from_json
 from sameworld.errors import BundleError
 from sameworld.training.encoding import ColumnEncoding, matrix
 from sameworld.training.environment import environment
+from sameworld.training.fitted import How, Scorer, parts_of
+from sameworld.training.world_file import functions_in
 
 
 class RateTable(msgspec.Struct, frozen=True):
@@ -72,10 +74,18 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     importance: dict[str, float]
     scores: dict[str, list[float]]
     environment: dict[str, str]
+    parts: list[How | None] = []
 
 
 class Bundle:
-    """A fitted model: description, definition and estimator."""
+    """A fitted model: description, definition and estimator.
+
+    Args:
+        description, model, estimator: the model's.
+        selftest: feature columns, with `__answer` of the model and `__answer_1` and so on of its fallbacks that have an estimator.
+        address: what `Registry.save` gave.
+        others: the fitted estimator of each fallback, None for one that has none.
+    """
 
     def __init__(
         self,
@@ -84,35 +94,44 @@ class Bundle:
         estimator: Any,
         selftest: pa.Table | None = None,
         address: str = "",
+        others: Sequence[Any] = (),
     ) -> None:
         self.description = description
         self.model = model
         self.estimator = estimator
         self.selftest = selftest
         self.address = address
+        self.scorer = Scorer(
+            description.encodings,
+            description.calibration,
+            description.fixed_shape,
+            model.output == "probability",
+            estimator,
+        )
+        others = others or [None] * len(model.fallbacks)
+        self.parts = parts_of(model, description.parts, description.encodings, others)
         self.types = {name: type_named(kind) for name, kind in description.types.items()}
+
+    @property
+    def scorers(self) -> list[tuple[int, Scorer]]:
+        """The model's estimator (0), and those of its fallbacks that have one (the first is 1)."""
+        fallbacks = [
+            (number, part.scorer)
+            for number, part in enumerate(self.parts, 1)
+            if part is not None and isinstance(part.scorer, Scorer)
+        ]
+        return [(0, self.scorer), *fallbacks]
 
     def scores(self, columns: Mapping[str, pa.Array]) -> NDArray[np.float64]:
         """Give the calibrated answer for every row of feature columns, shape (rows,)."""
-        return self.scores_of(matrix(self.description.encodings, columns))
+        return self.scorer.scores(columns)
 
     def scores_of(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Give the calibrated answer for every row of an encoded matrix; one row at a time where the estimator's bits depend on its neighbours."""
-        if self.description.fixed_shape and rows.shape[0] > 1:
-            raw = np.concatenate([self._raw(rows[i : i + 1]) for i in range(rows.shape[0])])
-        else:
-            raw = self._raw(rows)
-        if self.description.calibration is None:
-            return raw
-        return np.interp(raw, *self.description.calibration)
-
-    def _raw(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        if isinstance(self.estimator, lightgbm.Booster):
-            return np.asarray(self.estimator.predict(rows, num_threads=1), np.float64)
-        return raw_scores(self.estimator, rows, probability=self.model.output == "probability")
+        return self.scorer.scores_of(rows)
 
     def fallback(self, tier: int, fields: Mapping[str, Any]) -> float:
-        """Give what fallback number `tier` (0 is the first) answers to a request."""
+        """Give what fallback number `tier` (0 is the first) answers to a request; a ValueError when it needs more than the request's fields."""
         chosen = self.model.fallbacks[tier]
         match chosen:
             case Constant(value):
@@ -120,6 +139,8 @@ class Bundle:
             case Rate(by):
                 table = next(table for table in self.description.rates if table.by == by)
                 return table.answer(fields.get(by) if by else None)
+            case _:
+                raise ValueError(f"{chosen!r} needs more than a request's fields")
 
     def check(self) -> None:
         """Compare the self-test rows with what they gave where the bundle was made: alone, in batch and permuted.
@@ -130,14 +151,20 @@ class Bundle:
         if self.selftest is None:
             return
         table = self.selftest
-        expected = table["__answer"].to_numpy()
-        columns = {name: table[name].combine_chunks() for name in table.column_names if name != "__answer"}
-        rows = matrix(self.description.encodings, columns)
+        columns = {name: table[name].combine_chunks() for name in table.column_names if name in self.types}
+        for number, scorer in self.scorers:
+            if scorer.estimator is not None:
+                answers = table[answer_column(number)].to_numpy()
+                self._compare(scorer, matrix(scorer.encodings, columns), answers, number)
+
+    def _compare(
+        self, scorer: Scorer, rows: NDArray[np.float64], expected: NDArray[np.float64], number: int
+    ) -> None:
         order = np.arange(rows.shape[0])[::-1]
         ways = {
-            "in batch": self.scores_of(rows),
-            "permuted": self.scores_of(rows[order])[order],
-            "alone": np.concatenate([self.scores_of(rows[i : i + 1]) for i in range(rows.shape[0])]),
+            "in batch": scorer.scores_of(rows),
+            "permuted": scorer.scores_of(rows[order])[order],
+            "alone": np.concatenate([scorer.scores_of(rows[i : i + 1]) for i in range(rows.shape[0])]),
         }
         for way, answers in ways.items():
             wrong = np.flatnonzero(answers.view(np.int64) != expected.view(np.int64))
@@ -151,15 +178,13 @@ class Bundle:
                 )
                 raise BundleError(
                     f"Bundle {self.address} does not answer its self-test rows as it did where it was made ({way}).",
-                    where=f"row {row}", expected=repr(float(expected[row])), found=repr(float(answers[row])), do=f"serve it in the environment it was trained in{': ' + changed if changed else ''}, or train it again.",
+                    where=f"row {row}{f' of fallback {number}' if number else ''}", expected=repr(float(expected[row])), found=repr(float(answers[row])), do=f"serve it in the environment it was trained in{': ' + changed if changed else ''}, or train it again.",
                 )  # fmt: skip
 
 
-def raw_scores(estimator: Any, rows: NDArray[np.float64], *, probability: bool) -> NDArray[np.float64]:
-    """Give an estimator's uncalibrated answers: the probability of the second class, or the number."""
-    if probability and hasattr(estimator, "predict_proba"):
-        return np.asarray(estimator.predict_proba(rows), np.float64)[:, 1]
-    return np.asarray(estimator.predict(rows), np.float64)
+def answer_column(number: int) -> str:
+    """Name the self-test's answers of the model (0) or of one of its fallbacks (the first is 1)."""
+    return f"__answer_{number}" if number else "__answer"
 
 
 class Registry:
@@ -180,10 +205,8 @@ class Registry:
         (scratch / "bundle.json").write_bytes(
             msgspec.json.format(msgspec.json.encode(bundle.description), indent=1)
         )
-        if isinstance(bundle.estimator, lightgbm.Booster):
-            (scratch / "model.txt").write_text(bundle.estimator.model_to_string())
-        else:
-            (scratch / "model.pickle").write_bytes(pickle.dumps(bundle.estimator, protocol=5))
+        for number, scorer in bundle.scorers:
+            _write_estimator(scratch, file_name(number), scorer.estimator)
         assert bundle.selftest is not None
         with (
             pa.OSFile(str(scratch / "selftest.arrow"), "wb") as sink,
@@ -258,25 +281,22 @@ class Registry:
             )
         description = msgspec.json.decode((place / "bundle.json").read_bytes(), type=Description)
         model = model_from_json(description.model, {function.code: function for function in functions})
-        if without_estimator:
-            estimator: Any = None
-        elif (place / "model.txt").exists():
-            estimator = lightgbm.Booster(model_str=(place / "model.txt").read_text())
-        else:
-            estimator = pickle.loads((place / "model.pickle").read_bytes()) if unpickle else None
+        estimators = [
+            None if without_estimator else _read_estimator(place, file_name(number), unpickle=unpickle)
+            for number in range(len(model.fallbacks) + 1)
+        ]
         selftest = None
-        if estimator is not None:
+        if any(estimator is not None for estimator in estimators):
             with pa.OSFile(str(place / "selftest.arrow")) as source:
                 selftest = pyarrow.ipc.open_file(source).read_all()
-        bundle = Bundle(description, model, estimator, selftest, address)
-        missing = [f.function.name for f in _derived(model) if f.function.call is None]
+        bundle = Bundle(description, model, estimators[0], selftest, address, estimators[1:])
+        missing = [function.name for function in functions_in([model]) if function.call is None]
         if missing and not without_code:
             raise BundleError(
                 f"Bundle {address} needs code that is not here: {', '.join(missing)}.",
                 do="serve with the world file it was trained with, or train again with the present one.",
             )
-        if estimator is not None:
-            bundle.check()
+        bundle.check()
         return bundle
 
     def _sign(self, address: str) -> str:
@@ -298,9 +318,24 @@ class Registry:
         return path.read_bytes()
 
 
-def _derived(model: Model) -> list[Derive]:
-    plain = (feature.of if isinstance(feature, Category) else feature for feature in model.features.values())
-    return [feature for feature in plain if isinstance(feature, Derive)]
+def file_name(number: int) -> str:
+    """Name the file, without its ending, of the model's estimator (0) or of one of its fallbacks' (the first is 1)."""
+    return f"fallback_{number}" if number else "model"
+
+
+def _write_estimator(folder: Path, name: str, estimator: Any) -> None:
+    if isinstance(estimator, lightgbm.Booster):
+        (folder / f"{name}.txt").write_text(estimator.model_to_string())
+    else:
+        (folder / f"{name}.pickle").write_bytes(pickle.dumps(estimator, protocol=5))
+
+
+def _read_estimator(folder: Path, name: str, *, unpickle: bool) -> Any:
+    """Give a fitted estimator; None where there is none, or it is not the library's own and is to be left where it is."""
+    text, pickled = folder / f"{name}.txt", folder / f"{name}.pickle"
+    if text.exists():
+        return lightgbm.Booster(model_str=text.read_text())
+    return pickle.loads(pickled.read_bytes()) if unpickle and pickled.exists() else None
 
 
 def _address(folder: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -63,7 +63,7 @@ def _comparable(column: pa.Array) -> pa.Array:
     return float_column(column) if pa.types.is_decimal(column.type) else column
 
 
-def matrix(encodings: list[ColumnEncoding], columns: Mapping[str, pa.Array]) -> NDArray[np.float64]:
+def matrix(encodings: Sequence[ColumnEncoding], columns: Mapping[str, pa.Array]) -> NDArray[np.float64]:
     """Give shape (rows, columns), C order: numbers as the nearest float64, booleans 0 and 1, categories their number, NaN for null."""
     count = len(columns[encodings[0].name])
     result = np.empty((count, len(encodings)), np.float64)

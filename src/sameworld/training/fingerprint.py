@@ -17,7 +17,7 @@ from sameworld.asof.schema import Schema
 from sameworld.definitions.feature import Category, Derive, Feature
 from sameworld.definitions.hashing import content_hash
 from sameworld.definitions.label import Label
-from sameworld.definitions.model import as_json, without_data
+from sameworld.definitions.model import STALENESS, as_json, without_data
 from sameworld.definitions.moments import Moments
 from sameworld.definitions.source import Source
 from sameworld.engines.cache import fingerprint_of_files
@@ -210,8 +210,8 @@ def fingerprint_of(
 
 
 def meaning(definition: msgspec.Struct) -> str:
-    """Give the hash of a definition; where its data lie is not part of it."""
-    return content_hash(without_data(as_json(definition)))
+    """Give the hash of what a definition's values are; where its data lie, and when they are stale, is not part of it."""
+    return content_hash(without_data(as_json(definition), STALENESS))
 
 
 def _beside(rows: Sequence[Rows | None]) -> list[Any]:

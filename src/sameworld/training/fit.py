@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 
+from sameworld.asof.request import call_derived
 from sameworld.asof.values import nearest_floats
+from sameworld.definitions.estimator import Estimator
+from sameworld.definitions.fallbacks import Rate, Rule, Smaller, Without, tier_name
 from sameworld.definitions.feature import Category, Derive, Field
-from sameworld.definitions.model import Model, Rate, as_json
+from sameworld.definitions.model import Model, as_json
+from sameworld.definitions.parts import RULE, feature_columns, features_seen, plain, with_inputs
 from sameworld.engines.cache import cache_folder
 from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.engines.interface import Engine, World
@@ -29,10 +34,11 @@ from sameworld.training.bundle import (
     Histogram,
     RateTable,
     Registry,
+    answer_column,
     environment,
-    raw_scores,
 )
-from sameworld.training.encoding import learn, matrix
+from sameworld.training.encoding import ColumnEncoding, learn, matrix
+from sameworld.training.fitted import How, is_native, raw_scores
 from sameworld.training.metrics import Score, log_loss, roc_auc, root_mean_squared_error
 from sameworld.training.row_independence import check_row_independence
 from sameworld.training.training_set import Say, TrainingSet, compute, silent
@@ -133,14 +139,9 @@ def fit(
     encoded = matrix(encodings, data.features)
     check_row_independence(model.features, data, np.flatnonzero(learnable)[:200])
     say(f"fitting on {rows['fit']:,} moments, calibrating on {rows['calibration']:,} ({world})")
-    estimator = _fit(
-        model,
-        encoded[learnable],
-        label_then[learnable],
-        [i for i, e in enumerate(encodings) if e.categories is not None],
-    )
-    calibration = _calibrate(model, estimator, encoded[calibrating], label_then[calibrating])
-    native = isinstance(estimator, lightgbm.Booster)
+    slices = _Slices(encodings, encoded, label_then, learnable, calibrating)
+    own = _fitted(model, model.estimator, list(model.features), slices)
+    parts, others = _parts(model, data, slices, say)
     seconds["fit and calibrate"] = time.perf_counter() - clock
     clock = time.perf_counter()
     rates = rate_tables(model, data, learnable | calibrating, label_then)
@@ -153,26 +154,30 @@ def fit(
         request=data.request,
         types={name: str(column.type) for name, column in data.features.items()},
         encodings=encodings,
-        calibration=calibration,
+        calibration=own.how.calibration,
         rates=rates,
-        fixed_shape=not native and _depends_on_neighbours(model, estimator, encoded[learnable][:200]),
-        native=native and not any(_is_derived(feature) for feature in model.features.values()),
+        fixed_shape=own.how.fixed_shape,
+        native=own.how.native,
         histograms={
             name: _histogram(column.filter(pa.array(learnable))) for name, column in data.features.items()
         },
-        importance=_importance(estimator, [e.name for e in encodings]),
+        importance=_importance(own.estimator, [e.name for e in encodings]),
         scores={},
         environment=environment(),
+        parts=parts,
     )
-    bundle = Bundle(description, model, estimator)
+    bundle = Bundle(description, model, own.estimator, others=others)
     metric, scores = _scores(model, bundle, data, label, encoded, testing)
     chosen = np.unique(np.linspace(0, at.size - 1, _SELFTEST_ROWS).astype(np.int64))
     selftest = pa.table({name: column.take(pa.array(chosen)) for name, column in data.features.items()})
-    answers = np.concatenate([bundle.scores_of(encoded[row : row + 1]) for row in chosen])
+    for number, scorer in bundle.scorers:
+        asked = encoded[chosen][:, [encodings.index(encoding) for encoding in scorer.encodings]]
+        answers = np.concatenate([scorer.scores_of(asked[row : row + 1]) for row in range(chosen.size)])
+        selftest = selftest.append_column(answer_column(number), pa.array(answers))
     description = msgspec.structs.replace(
         description, scores={name: [s.value, s.low, s.high] for name, s in scores.items()}
     )
-    bundle = Bundle(description, model, estimator, selftest.append_column("__answer", pa.array(answers)))
+    bundle = Bundle(description, model, own.estimator, selftest, others=others)
     bundle.check()
     registry.save(bundle)
     seconds["score and save"] = time.perf_counter() - clock
@@ -228,8 +233,84 @@ def _numbers(label: pa.Array | None) -> NDArray[np.float64]:
     return label.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
 
 
-def _fit(model: Model, rows: NDArray[np.float64], label: NDArray[np.float64], categorical: list[int]) -> Any:
-    unfitted = model.estimator.unfitted
+@dataclass(frozen=True)
+class _Slices:
+    """What every part of a model is trained on: one matrix, one split."""
+
+    encodings: list[ColumnEncoding]
+    encoded: NDArray[np.float64]
+    label: NDArray[np.float64]
+    learnable: Booleans
+    calibrating: Booleans
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    estimator: Any
+    how: How
+
+
+def _fitted(model: Model, estimator: Estimator, features: Collection[str], slices: _Slices) -> _Fitted:
+    """Fit and calibrate an estimator on the columns of some of the model's features."""
+    wanted = {column for column, feature in feature_columns(model.features) if feature in features}
+    places = [place for place, encoding in enumerate(slices.encodings) if encoding.name in wanted]
+    encodings = [slices.encodings[place] for place in places]
+    rows = slices.encoded[:, places]
+    learnt = rows[slices.learnable]
+    categorical = [place for place, encoding in enumerate(encodings) if encoding.categories is not None]
+    fitted = _fit(model, estimator, learnt, slices.label[slices.learnable], categorical)
+    calibration = _calibrate(model, fitted, rows[slices.calibrating], slices.label[slices.calibrating])
+    fixed_shape = not isinstance(fitted, lightgbm.Booster) and _depends_on_neighbours(
+        model, fitted, learnt[:200]
+    )
+    columns = [encoding.name for encoding in encodings]
+    # What its features are derived from has to be evaluated too, and may be a user's Python.
+    native = is_native(with_inputs(model.features, features), fitted)
+    return _Fitted(fitted, How(columns, calibration, fixed_shape, native))
+
+
+def _parts(model: Model, data: TrainingSet, slices: _Slices, say: Say) -> tuple[list[How | None], list[Any]]:
+    """Give how each fallback that sees features answers, and its estimator; None for one that has none."""
+    hows: list[How | None] = []
+    estimators: list[Any] = []
+    for number, fallback in enumerate(model.fallbacks):
+        how, estimator = None, None
+        match fallback:
+            case Without() | Smaller():
+                say(f"fitting {tier_name(number, fallback)}")
+                other = fallback.estimator if isinstance(fallback, Smaller) else None
+                kept = features_seen(model.features, fallback)
+                fitted = _fitted(model, other or model.estimator, kept, slices)
+                how, estimator = fitted.how, fitted.estimator
+            case Rule():
+                rule = {"sw.Rule": Derive(fallback.function, fallback.inputs)}
+                made = replace(data, features={**data.features, "sw.Rule": _rule_column(fallback, data)})
+                check_row_independence(rule, made, np.flatnonzero(slices.learnable)[:200])
+                how = How([], None, fixed_shape=False, native=False)
+            case _:
+                pass
+        hows.append(how)
+        estimators.append(estimator)
+    return hows, estimators
+
+
+def _rule_column(rule: Rule, data: TrainingSet) -> pa.Array:
+    """Give what a rule makes of every moment of a training set."""
+    fields = {name: data.moments.fields[name].combine_chunks() for name in data.moments.fields.column_names}
+    columns = {**fields, **data.features}
+    return call_derived(
+        Derive(rule.function, rule.inputs), RULE, [columns[item] for item in rule.inputs], pa.float64()
+    )
+
+
+def _fit(
+    model: Model,
+    definition: Estimator,
+    rows: NDArray[np.float64],
+    label: NDArray[np.float64],
+    categorical: list[int],
+) -> Any:
+    unfitted = definition.unfitted
     if not hasattr(unfitted, "fit"):
         raise TrainingError(
             f"Model {model.name!r} was read from a bundle, so its estimator cannot be trained.",
@@ -251,7 +332,7 @@ def _fit(model: Model, rows: NDArray[np.float64], label: NDArray[np.float64], ca
     except ValueError as error:
         raise TrainingError(
             f"The estimator of model {model.name!r} cannot learn from its features.",
-            where=model.estimator.kind,
+            where=definition.kind,
             found=str(error).splitlines()[0],
             do="wrap it in a scikit-learn pipeline that fills nulls (NaN), or use one that takes them.",
         ) from error
@@ -264,11 +345,7 @@ def _calibrate(
     """Fit an isotonic step from raw scores to probabilities on the later slice."""
     if model.calibration is None or model.output != "probability" or rows.shape[0] == 0:
         return None
-    raw = (
-        np.asarray(estimator.predict(rows, num_threads=1), np.float64)
-        if isinstance(estimator, lightgbm.Booster)
-        else raw_scores(estimator, rows, probability=True)
-    )
+    raw = raw_scores(estimator, rows, probability=True)
     isotonic = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(raw, label)
     return [float(x) for x in isotonic.X_thresholds_], [float(y) for y in isotonic.y_thresholds_]
 
@@ -333,14 +410,39 @@ def _scores(
         by = data.moments.fields[tables[0].by].combine_chunks().filter(pa.array(testing)).to_pylist()
         known = dict(tables[0].rates)
         scores["rate"] = score(truth, np.array([known.get(value, overall) for value in by], np.float64))
+    scores |= {
+        name: score(truth, predicted)
+        for name, predicted in _of_fallbacks(model, bundle, data, testing, overall)
+    }
     if model.output == "probability":
         loss = log_loss(truth, bundle.scores_of(encoded[testing]))
         scores["log_loss"] = Score(loss, loss, loss)
     return metric, {name: s for name, s in scores.items() if np.isfinite(s.value)}
 
 
-def _is_derived(feature: Any) -> bool:
-    return isinstance(feature.of if isinstance(feature, Category) else feature, Derive)
+def _of_fallbacks(
+    model: Model, bundle: Bundle, data: TrainingSet, testing: Booleans, otherwise: float
+) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """Give what fallbacks that see features would have answered; and the model itself with nulls in the place of the sources that a `sw.Without` does without."""
+    chosen = pa.array(testing)
+    columns = {name: column.filter(chosen) for name, column in data.features.items()}
+    for number, (fallback, part) in enumerate(zip(model.fallbacks, bundle.parts, strict=True)):
+        if part is None:
+            continue
+        seen = columns
+        if isinstance(fallback, Rule):
+            seen = {RULE: _rule_column(fallback, data).filter(chosen)}
+        predicted = part.scorer.scores(seen)
+        yield tier_name(number, fallback), np.where(np.isnan(predicted), otherwise, predicted)
+        if isinstance(fallback, Without) and not any(
+            isinstance(plain(feature), Derive) for feature in model.features.values()
+        ):
+            kept = {column for column, _ in feature_columns(part.features)}
+            gone = {
+                name: column if name in kept else pa.nulls(len(column), column.type)
+                for name, column in columns.items()
+            }
+            yield f"model_with_nulls_for_{'_and_'.join(fallback.names)}", bundle.scores(gone)
 
 
 def _depends_on_neighbours(model: Model, estimator: Any, rows: NDArray[np.float64]) -> bool:

@@ -19,9 +19,10 @@ from sameworld.asof.plan import Grouping, aggregates_of, groupings_of
 from sameworld.asof.request import evaluate
 from sameworld.asof.schema import Schema, supported
 from sameworld.asof.values import float_column
+from sameworld.definitions.fallbacks import Fallback
 from sameworld.definitions.feature import Feature, Outcome
 from sameworld.definitions.label import Label
-from sameworld.definitions.model import Fallback, Model
+from sameworld.definitions.model import Model
 from sameworld.definitions.moments import Log, Moments
 from sameworld.definitions.source import Source
 from sameworld.definitions.windows import Window

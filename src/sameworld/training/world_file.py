@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sameworld.definitions.fallbacks import Rule
 from sameworld.definitions.feature import Category, Derive
 from sameworld.definitions.functions import NamedFunction
 from sameworld.definitions.hashing import content_hash
@@ -113,11 +114,12 @@ def functions_of(path: Path) -> list[NamedFunction]:
 
 
 def functions_in(models: Iterable[Model]) -> list[NamedFunction]:
-    """Give the functions that models are derived with."""
+    """Give the functions that models are derived with, and those of their rules."""
     found: list[NamedFunction] = []
     for model in models:
         for feature in model.features.values():
             plain = feature.of if isinstance(feature, Category) else feature
             if isinstance(plain, Derive):
                 found.append(plain.function)
+        found += [fallback.function for fallback in model.fallbacks if isinstance(fallback, Rule)]
     return found
