@@ -595,7 +595,7 @@ def test_the_latest_rows_of_all_history_are_found_however_far_back_they_are(want
         assert here.store is not None
         reach = here.store.reach(here.store.groupings[0])
         with here.store.index.read() as txn:
-            place = here.store.kept(txn).groupings[reach.grouping.content].prefix
+            place = here.store.kept(txn).groupings[reach.content].prefix
             parts = here.store.index.entity(txn, place, reach, ["a"], here.moment())
         assert min(int(rows[0, 0]) for rows, _ in parts) >= -3
 
