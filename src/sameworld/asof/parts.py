@@ -25,9 +25,14 @@ Words = dict[str, NDArray[Any]]
 
 
 class Scratch:
-    """A folder that is made when it is needed, and removed in the end."""
+    """A folder that is made when it is needed, and removed in the end.
 
-    def __init__(self) -> None:
+    Args:
+        most_bytes: how much of rows stays in memory.
+    """
+
+    def __init__(self, most_bytes: int | None = None) -> None:
+        self.most_bytes = MOST_BYTES if most_bytes is None else most_bytes
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
 
@@ -96,7 +101,7 @@ class Parts:
         # Clipping clips nothing here, and spares NumPy a look at every place.
         moved = {name: column.take(order, mode="clip") for name, column in columns.items()}
         self._bytes += sum(column.nbytes for column in moved.values())
-        if self._bytes > MOST_BYTES:
+        if self._bytes > self._scratch.most_bytes:
             moved, mapped = self._scratch.write(moved)
             self._mapped.append(mapped)
         self._batches.append(_Batch(moved, bounds))

@@ -50,7 +50,8 @@ class Reading:
 
         Args:
             batch: columns entity (-1: of no entity, but perhaps a version of a fact), event_time, available_at, input_0.. and, where the source has an id,
-                fact_low (and fact_high), version and deleted; tie where it may matter; and row, the row's number, where it is wanted.
+                fact_low (and fact_high), version and deleted, or version and superseded_at where that is known already; tie where it may matter; and
+                row, the row's number, where it is wanted.
         """
         event, gone = _filled(batch.column("event_time"))
         available, unreadable = _filled(batch.column("available_at"))
@@ -70,6 +71,9 @@ class Reading:
             result["fact_low"], result["no_fact"] = _filled(batch.column("fact_low"))
             if "fact_high" in names:
                 result["fact_high"] = _filled(batch.column("fact_high"))[0]
+        if "superseded_at" in names:
+            result["superseded"] = batch.column("superseded_at").to_numpy()
+        if "version" in names:
             result["version"] = batch.column("version").to_numpy()
         if "row" in names:
             result["row"] = batch.column("row").to_numpy()

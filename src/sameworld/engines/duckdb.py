@@ -15,16 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sameworld.asof.aggregations import AGGREGATIONS, NEVER
+from sameworld.asof.aggregations import NEVER
 from sameworld.asof.columns import InputColumn, input_column
-from sameworld.asof.entity_parts import EntityParts
-from sameworld.asof.moments import values_at
 from sameworld.asof.parts import Scratch
 from sameworld.asof.plan import Grouping, Input
 from sameworld.asof.prepared import Reading, World, gathered, lifetimes, sorted_rows, with_empty
 from sameworld.asof.rows import (
     available_sql,
-    fact_words_sql,
     instant_sql,
     literal,
     naive_sql,
@@ -35,12 +32,20 @@ from sameworld.asof.schema import Schema, kind_of
 from sameworld.asof.threads import Threads
 from sameworld.asof.versions import SORTED_BY, superseded_at
 from sameworld.definitions.source import Source
+from sameworld.engines.answer import (
+    BATCH_ROWS,
+    answer,
+    asked_table,
+    codes_of,
+    has_keys,
+    key_names,
+    number_entities,
+    numbered_batches,
+)
 from sameworld.engines.cache import Cache
 from sameworld.engines.interface import Asked, Change, Rows
 from sameworld.engines.kept import Kept
 from sameworld.errors import DataError
-
-_BATCH_ROWS = 1_000_000
 
 
 def _silent(_: str) -> None:
@@ -84,12 +89,17 @@ class DuckDBEngine:
     def folder(self) -> Path:
         return self._folder
 
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """What its queries run on."""
+        return self._con
+
     def close(self) -> None:
         """Give back memory."""
         self._con.close()
 
     def describe(self, data: Any, what: str) -> dict[str, str]:
-        with self._readable(data, what) as relation:
+        with self.readable(data, what) as relation:
             rows = self._con.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()
             return {row[0]: row[1] for row in rows}
 
@@ -103,7 +113,7 @@ class DuckDBEngine:
             return data
         parts = [f"{naive_sql(name, timezone)} AS {quoted(name)}" for name in naive]
         replaced = f" REPLACE ({', '.join(parts)})" if parts else ""
-        with self._readable(data, what) as relation:
+        with self.readable(data, what) as relation:
             return self._con.sql(f"SELECT *{replaced} FROM {relation}").to_arrow_table()
 
     def batches(self, data: Any, what: str, *, rows: int, timezone: str | None = None) -> Iterator[pa.Table]:
@@ -117,9 +127,9 @@ class DuckDBEngine:
         ]
         replaced = f" REPLACE ({', '.join(parts)})" if parts else ""
         # A connection of its own: the next query of one ends the stream of the query before.
-        with self._readable(data, what) as relation, self._con.cursor() as con:
+        with self.readable(data, what) as relation, self._con.cursor() as con:
             con.execute("SET TimeZone = 'UTC'")
-            reader = con.sql(f"SELECT *{replaced} FROM {relation}").to_arrow_reader(min(rows, _BATCH_ROWS))
+            reader = con.sql(f"SELECT *{replaced} FROM {relation}").to_arrow_reader(min(rows, BATCH_ROWS))
             waiting = reader.schema.empty_table()
             empty = True
             for batch in _in_duckdb_s_words(reader):
@@ -134,13 +144,13 @@ class DuckDBEngine:
     def files(self, data: Any) -> list[Path] | None:
         if isinstance(data, pa.Table) or _is_query(str(data)):
             return None
-        path = str(Path(_exactly(self._folder)) / str(data))
+        path = str(Path(exactly(self._folder)) / str(data))
         found = self._con.execute("SELECT file FROM glob(?) ORDER BY file", [path]).fetchall()
         return [Path(name) for (name,) in found] or [Path(path)]
 
     @contextmanager
-    def _readable(self, data: Any, what: str) -> Generator[str]:
-        """Give the text to select from; errors of reading name what was read."""
+    def readable(self, data: Any, what: str) -> Generator[str]:
+        """Give the text to select from on `connection`; errors of reading name what was read."""
         if isinstance(data, pa.Table):
             self._tables += 1
             name = f"arrow_{self._tables}"
@@ -164,7 +174,7 @@ class DuckDBEngine:
     def _relation(self, text: str, what: str) -> str:
         if _is_query(text):
             return f"({text})"
-        path = str(Path(_exactly(self._folder)) / text)
+        path = str(Path(exactly(self._folder)) / text)
         if not any(sign in path for sign in "*?[") and not Path(path).exists():
             raise DataError(
                 f"The file of {what} does not exist.",
@@ -172,7 +182,7 @@ class DuckDBEngine:
                 expected="a Parquet or CSV file, a glob, or a DuckDB query",
                 do="correct the path; relative paths start from the world file's folder.",
             )
-        if _is_csv(path):
+        if is_csv(path):
             return f"read_csv({literal(path)}, sample_size = -1)"
         return f"read_parquet({literal(path)})"
 
@@ -209,49 +219,11 @@ class DuckDBEngine:
         self, grouping: Grouping, schema: Schema, asked: Asked, rows: Rows, world: World
     ) -> dict[str, pa.Array]:
         """Sort only the rows of the entities asked about, and keep nothing."""
-        present = " AND ".join(f"{key} IS NOT NULL" for key in _key_names(grouping))
-        names = ", ".join(_key_names(grouping))
-        with Threads(self._threads) as run, Scratch() as scratch, self._asked(grouping, schema, asked):
-            entities = self._number(f"SELECT DISTINCT {names} FROM asked WHERE {present}", names)
-            codes = self._codes(grouping, "entities", asked)
-            reading = Reading(
-                [item.family(schema) for item in grouping.inputs],
-                world,
-                grouping.source.corrections_within_microseconds,
-            )
-            ordered = any(AGGREGATIONS[read.operation].ordered for read in grouping.reads)
-            with self._prepared(grouping, schema, rows, fact_words=True) as prepared:
-                batches = self._batches(grouping, schema, prepared, ordered=ordered)
-                words, count = map(reading.words, batches), self._most_rows(rows.data)
-                parts = EntityParts(words, reading, entities, rows=count, run=run, scratch=scratch)
-            self._con.execute("DROP TABLE IF EXISTS entities")
-            return values_at(parts, codes, asked.as_of, asked.at, grouping.reads, run)
-
-    @contextmanager
-    def _asked(self, grouping: Grouping, schema: Schema, asked: Asked) -> Generator[None]:
-        """Have the moments' keys in a table `asked`."""
-        kinds = {"integer": "BIGINT", "text": "VARCHAR", "boolean": "BOOLEAN", "instant": "BIGINT"}
-        names = _key_names(grouping)
-        keys = ", ".join(
-            f"{f'epoch_us({name})' if kind_of(schema[key]) == 'instant' else name}::{kinds[kind_of(schema[key])]} AS {name}"
-            for name, key in zip(names, grouping.keys, strict=True)
-        )
-        number = pa.array(np.arange(asked.at.shape[0]))
-        given = asked.keys.select(list(grouping.keys)).rename_columns(names)
-        self._con.register("asked_keys", given.append_column("__moment", number))
-        self._con.execute(f"CREATE OR REPLACE TEMP TABLE asked AS SELECT __moment, {keys} FROM asked_keys")
-        self._con.unregister("asked_keys")
-        yield
-        self._con.execute("DROP TABLE IF EXISTS asked")
-
-    def _codes(self, grouping: Grouping, entities: str, asked: Asked) -> NDArray[np.int64]:
-        names = ", ".join(_key_names(grouping))
-        found = self._con.execute(
-            f"SELECT __moment, entity FROM asked JOIN {entities} USING ({names})"
-        ).fetchnumpy()
-        codes = np.full(asked.at.shape[0], -1, np.int64)
-        codes[np.asarray(found["__moment"])] = np.asarray(found["entity"])
-        return codes
+        keys = asked_table(self._con, grouping, schema, asked.keys)
+        source = self._prepared(grouping, schema, rows, fact_words=True)
+        with Threads(self._threads) as run, Scratch() as scratch, keys, source as prepared:
+            about = (self._con, grouping, schema, prepared, asked.as_of, asked.at)
+            return answer(*about, world=world, run=run, scratch=scratch, rows=self._most_rows(rows.data))
 
     # what `Kept` needs
 
@@ -262,14 +234,14 @@ class DuckDBEngine:
         return int(self._con.execute(f"SELECT count(*) FROM {_relation_of(files)}").fetchall()[0][0])
 
     def number_entities(self, grouping: Grouping, schema: Schema, rows: Rows, known: Path | None) -> pa.Table:
-        names = ", ".join(_key_names(grouping))
-        present = " AND ".join(f"{key} IS NOT NULL" for key in _key_names(grouping))
+        names = ", ".join(key_names(grouping))
+        present = has_keys(grouping)
         if known is not None:
             self._con.register("known_entities", pq.read_table(known))
         with self._prepared(grouping, schema, rows) as prepared:
             different = f"SELECT DISTINCT {names} FROM ({prepared}) WHERE {present}"
             if known is None:
-                self._number(different, names)
+                number_entities(self._con, different, names)
             else:
                 before = "known_entities"
                 self._con.execute(
@@ -282,7 +254,7 @@ class DuckDBEngine:
 
     def prepared_batches(self, grouping: Grouping, schema: Schema, rows: Rows) -> Iterator[pa.RecordBatch]:
         with self._prepared(grouping, schema, rows, fact_words=True, numbered=True) as prepared:
-            yield from self._batches(grouping, schema, prepared, ordered=True, numbered=True)
+            yield from numbered_batches(self._con, grouping, schema, prepared, ordered=True, numbered=True)
         self._con.execute("DROP TABLE IF EXISTS entities")
 
     def input_batches(
@@ -292,66 +264,34 @@ class DuckDBEngine:
         names = ", ".join(f"input_{i}" for i in range(len(inputs)))
         # Without the cutover: rows are known by their number among all.
         with self._prepared(wanted, schema, Rows(tuple(files))) as prepared:
-            reader = self._con.sql(f"SELECT {names} FROM ({prepared})").to_arrow_reader(_BATCH_ROWS)
+            reader = self._con.sql(f"SELECT {names} FROM ({prepared})").to_arrow_reader(BATCH_ROWS)
             yield pa.RecordBatch.from_pylist([], schema=reader.schema)
             yield from reader
 
     def codes(self, entities: Path, grouping: Grouping, schema: Schema, asked: Asked) -> NDArray[np.int64]:
         # Read by Arrow, whose error is told apart from one of the source's data: whoever trims the cache may have taken it away.
         known = pq.read_table(entities)
-        with self._asked(grouping, schema, asked):
+        with asked_table(self._con, grouping, schema, asked.keys):
             self._con.register("known_entities", known)
-            codes = self._codes(grouping, "known_entities", asked)
+            codes = codes_of(self._con, grouping, "known_entities", asked.at.shape[0])
             self._con.unregister("known_entities")
             return codes
+
+    def counts(self, files: Sequence[Path]) -> list[int]:
+        """Give the number of rows of each Parquet file."""
+        query = f"SELECT file_name, num_rows FROM parquet_file_metadata({_list(files)})"
+        known = dict(self._con.execute(query).fetchall())
+        return [int(known[str(path)]) for path in files]
 
     def _most_rows(self, data: Any) -> int:
         """Give how many rows there are at most, where that costs nothing to know; else 0."""
         if isinstance(data, pa.Table):
             return data.num_rows
         files = data if isinstance(data, tuple) else self.files(data)
-        if not files or any(_is_csv(str(path)) for path in files):
+        if not files or any(is_csv(str(path)) for path in files):
             return 0
         query = f"SELECT coalesce(sum(num_rows), 0) FROM parquet_file_metadata({_list(files)})"
         return int(self._con.execute(query).fetchall()[0][0])
-
-    def _number(self, keys: str, names: str) -> int:
-        """Have a table `entities` of keys with their numbers, from 0; give how many there are."""
-        self._con.execute(
-            f"CREATE OR REPLACE TEMP TABLE entities AS SELECT {names}, row_number() OVER () - 1 AS entity FROM ({keys})"
-        )
-        return int(self._con.execute("SELECT count(*) FROM entities").fetchall()[0][0])
-
-    def _batches(
-        self,
-        grouping: Grouping,
-        schema: Schema,
-        prepared: str,
-        *,
-        ordered: bool,
-        numbered: bool = False,
-    ) -> Iterator[pa.RecordBatch]:
-        """Give prepared rows with the number of their entity, in any order, as `Reading` takes them."""
-        source, names = grouping.source, ", ".join(_key_names(grouping))
-        inputs = [f"input_{i}" for i in range(len(grouping.inputs))]
-        columns = ["event_time", "available_at", *inputs, *(["row"] if numbered else [])]
-        if source.id is None:
-            joined = f"({prepared}) JOIN entities USING ({names})"
-            entity = "entity"
-        else:
-            # A version that belongs to nobody asked about still supersedes one that does.
-            joined = f"({prepared}) LEFT JOIN entities USING ({names})"
-            entity = "coalesce(entity, -1) AS entity"
-            columns += ["version", "deleted", "fact_low"] + (
-                ["fact_high"] if fact_words_sql(source, schema)[1] else []
-            )
-        if source.id is not None or ordered:
-            columns.append("tie")
-        reader = self._con.sql(f"SELECT {entity}, {', '.join(columns)} FROM {joined}").to_arrow_reader(
-            _BATCH_ROWS
-        )
-        yield pa.RecordBatch.from_pylist([], schema=reader.schema)
-        yield from reader
 
     def sorted_rows(self, grouping: Grouping, schema: Schema, rows: Rows, world: World) -> pa.Table:
         """Give a grouping's row versions sorted by (key, event time, available time, version, tie), with `superseded_at`, as a table.
@@ -362,11 +302,11 @@ class DuckDBEngine:
         Returns:
             key_*, fact, event_time, available_at, superseded_at, version, tie, input_*.
         """
-        names = ", ".join(_key_names(grouping))
-        present = " AND ".join(f"{key} IS NOT NULL" for key in _key_names(grouping))
+        names = ", ".join(key_names(grouping))
+        present = has_keys(grouping)
         with self._prepared(grouping, schema, rows, fact_words=True) as prepared:
-            count = self._number(
-                f"SELECT DISTINCT {names} FROM ({prepared}) WHERE {present} ORDER BY ALL", names
+            count = number_entities(
+                self._con, f"SELECT DISTINCT {names} FROM ({prepared}) WHERE {present} ORDER BY ALL", names
             )
             table = self._con.sql(
                 f"SELECT *, coalesce(entity, -1) AS number FROM ({prepared}) LEFT JOIN entities USING ({names})"
@@ -390,7 +330,7 @@ class DuckDBEngine:
             )
         inputs = [f"input_{i}" for i in range(len(grouping.inputs))]
         kept = made.rows
-        result = table.select([*_key_names(grouping), "fact", "version", "tie", *inputs]).take(
+        result = table.select([*key_names(grouping), "fact", "version", "tie", *inputs]).take(
             pa.array(made.row)
         )
         ends = kept.superseded if kept.superseded.shape[0] else np.full(made.row.shape[0], NEVER)
@@ -413,7 +353,7 @@ class DuckDBEngine:
             elif kind_of(kind) == "decimal":
                 column = f"{column}::VARCHAR"  # as a number, 0.5 would be written .5
             parts.append(f"{literal(name)}, {column}")
-        with self._readable(source.data, f"source {source.name!r}") as relation:
+        with self.readable(source.data, f"source {source.name!r}") as relation:
             inner = f"SELECT *, {instant_sql(source.event_time, schema[source.event_time], source.timezone)} AS __event_us FROM {relation}"
             table = self._con.sql(
                 f"SELECT {available_sql(source, schema)} AS available, json_object({', '.join(parts)})::VARCHAR AS event FROM ({inner}) "
@@ -430,7 +370,7 @@ class DuckDBEngine:
             lives = lifetimes(gathered(map(reading.words, with_empty(table))), reading, run)
         # Nothing supersedes the greatest version, and only it.
         kept = (lives.counted < NEVER) & (lives.superseded == NEVER) & table["fact"].is_valid().to_numpy()
-        columns = ["fact", "version", "available_at", "tie", "deleted", "event_time", *_key_names(grouping)]
+        columns = ["fact", "version", "available_at", "tie", "deleted", "event_time", *key_names(grouping)]
         first = pa.array(lives.first)
         return table.select(columns).append_column("first_available", first).filter(pa.array(kept))
 
@@ -461,7 +401,7 @@ class DuckDBEngine:
             came too late to count), superseded_at, fact, version, deleted, tie, input_*.
         """
         self._have_entity(grouping, schema, keys)
-        names = ", ".join(_key_names(grouping))
+        names = ", ".join(key_names(grouping))
         inputs = "".join(f", input_{i}" for i in range(len(grouping.inputs)))
         kept = "entity IS NOT NULL"
         with self._prepared(grouping, schema, rows) as prepared:
@@ -495,10 +435,9 @@ class DuckDBEngine:
 
     def _have_entity(self, grouping: Grouping, schema: Schema, keys: pa.Table) -> None:
         """Have the one entity of `keys` in the table `entities`."""
-        nowhen = np.zeros(1, np.int64)
-        names = ", ".join(_key_names(grouping))
-        with self._asked(grouping, schema, Asked(keys, nowhen, nowhen)):
-            self._number(f"SELECT DISTINCT {names} FROM asked", names)
+        names = ", ".join(key_names(grouping))
+        with asked_table(self._con, grouping, schema, keys):
+            number_entities(self._con, f"SELECT DISTINCT {names} FROM asked", names)
 
     def fingerprint(
         self, grouping: Grouping, schema: Schema, cutover: int | None
@@ -523,7 +462,7 @@ class DuckDBEngine:
     ) -> Generator[str]:
         """Give the query of a grouping's prepared rows: the files', up to the cutover, and the event log's."""
         source = grouping.source
-        with self._readable(rows.data, f"source {source.name!r}") as relation:
+        with self.readable(rows.data, f"source {source.name!r}") as relation:
             about = (source, schema, grouping.keys, grouping.inputs)
             prepared = (
                 f"SELECT * FROM ({prepared_sql(*about, relation, fact_words=fact_words, numbered=numbered)})"
@@ -533,7 +472,7 @@ class DuckDBEngine:
             if rows.log is None:
                 yield prepared
                 return
-            with self._readable(rows.log, f"the event log of source {source.name!r}") as logged:
+            with self.readable(rows.log, f"the event log of source {source.name!r}") as logged:
                 yield f"{prepared} UNION ALL {prepared_sql(*about, logged, stamped=True, fact_words=fact_words)}"
 
 
@@ -563,25 +502,21 @@ def _is_query(text: str) -> bool:
     }
 
 
-def _key_names(grouping: Grouping) -> list[str]:
-    return [f"key_{i}" for i in range(len(grouping.keys))]
-
-
-def _is_csv(path: str) -> bool:
+def is_csv(path: str) -> bool:
     return path.removesuffix(".gz").endswith((".csv", ".tsv"))
 
 
 def _list(files: Iterable[Path]) -> str:
-    return f"[{', '.join(literal(_exactly(path)) for path in files)}]"
+    return f"[{', '.join(literal(exactly(path)) for path in files)}]"
 
 
-def _exactly(path: Path) -> str:
+def exactly(path: Path) -> str:
     """A file's name as a pattern that only it matches."""
     return re.sub(r"[\[*?]", lambda sign: f"[{sign[0]}]", str(path))
 
 
 def _relation_of(files: Sequence[Path]) -> str:
     """Several files, in this order."""
-    if _is_csv(str(files[0])):
+    if is_csv(str(files[0])):
         return f"read_csv({_list(files)}, sample_size = -1)"
     return f"read_parquet({_list(files)})"
