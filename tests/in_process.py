@@ -40,7 +40,7 @@ class InProcess:
 
     def shuffled(self, blobs: pa.Table, parts: int, stage: Stage) -> pa.Table:
         assert blobs.num_rows == 0 or max(blobs["part"].to_pylist()) < parts
-        mixed = blobs.take(list(range(blobs.num_rows))[::-1])
+        mixed = blobs.take(pa.array(range(blobs.num_rows - 1, -1, -1), pa.int64()))
         ordered = mixed.sort_by([("part", "ascending"), ("kind", "ascending")])
         whole = ordered.combine_chunks().to_batches(max_chunksize=3)
         list(_sent(stage)(iter(whole)))

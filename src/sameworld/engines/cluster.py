@@ -6,7 +6,8 @@ Nothing here knows which engine it is, and no engine knows what it moves.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,9 +17,11 @@ import pyarrow as pa
 
 from sameworld.asof.plan import Grouping
 from sameworld.asof.prepared import World
-from sameworld.asof.schema import Schema
-from sameworld.engines.duckdb import DuckDBEngine, is_csv
-from sameworld.engines.interface import Asked, Rows
+from sameworld.asof.schema import Schema, supported
+from sameworld.definitions.moments import Moments
+from sameworld.engines.answer import BATCH_ROWS
+from sameworld.engines.duckdb import DuckDBEngine, is_csv, on_clocks
+from sameworld.engines.interface import Ask, Asked, MomentTable, Rows
 from sameworld.engines.kept_rows import code
 from sameworld.engines.worker import (
     BLOBS,
@@ -26,15 +29,21 @@ from sameworld.engines.worker import (
     FIRST_ANSWER,
     Answer,
     Blobs,
+    Finish,
     Guarded,
     Live,
+    MomentSlices,
     PrepareBatches,
     PrepareSlices,
     Question,
+    ReadMoments,
     Slice,
     Stage,
+    Sums,
+    in_order,
     moment_blobs,
     no_answers,
+    no_rows,
     pieces,
     prepared_blobs,
     raised,
@@ -100,7 +109,7 @@ class Flow(Protocol):
         ...
 
 
-def _silent(_: str) -> None:
+def silent(_: str) -> None:
     """Say nothing."""
 
 
@@ -125,11 +134,15 @@ class ClusterEngine:
         *,
         partitions: int | None = None,
         memory_bytes: int = MEMORY_BYTES,
-        say: Callable[[str], None] = _silent,
+        say: Callable[[str], None] = silent,
     ) -> None:
         self._flow, self._partitions, self._memory, self._say = flow, partitions, memory_bytes, say
         # Workers need not be where the driver is.
         self._driver = DuckDBEngine((folder or Path()).resolve())
+
+    @property
+    def folder(self) -> Path:
+        return self._driver.folder
 
     def close(self) -> None:
         """Stop what was started for this engine."""
@@ -148,6 +161,14 @@ class ClusterEngine:
     def files(self, data: Any) -> list[Path] | None:
         return None if self._flow.owns(data) else self._driver.files(data)
 
+    def sums(self, data: Any, what: str) -> tuple[int, str]:
+        if not self._flow.owns(data):
+            return self._driver.sums(data, what)
+        schema = supported(self._flow.describe(data))
+        found = self._flow.collected(self._flow.batches(data, list(schema), self._stage(Sums(schema))))
+        sums = [json.loads(data.to_pybytes()) for _, data in _checked(found)]
+        return sum(rows for rows, _ in sums), str(sum(int(total or 0) for _, total in sums))
+
     def _arrow(self, data: Any) -> Any:
         return self._flow.table(data) if self._flow.owns(data) else data
 
@@ -160,45 +181,116 @@ class ClusterEngine:
         rows: Mapping[str, Rows],
         world: World,
     ) -> dict[str, pa.Array]:
-        questions = self._questions(groupings, schemas, world, rows)
+        questions = self._questions([Ask(grouping, world) for grouping in groupings], schemas, rows)
         if not questions:
             return {}
-        number = np.arange(asked.at.shape[0])
+        count = asked.at.shape[0]
         found = {question.number: [no_answers(question)] for question in questions}
-        moments = [
-            blobs
-            for question in questions
-            for blobs in moment_blobs(
-                self._driver.connection, question, asked.keys, number, asked.at, asked.as_of
-            )
-        ]
+        times, con = (np.arange(count), asked.at, asked.as_of), self._driver.connection
+        moments = [b for question in questions for b in moment_blobs(con, question, asked.keys, *times)]
         prepared = self._prepared(questions, groupings, rows, given=moments)
         answers = self._flow.shuffled(
             prepared, _parts(questions), self._stage(Answer(questions, self._memory))
         )
         for kind, data in _checked(self._flow.collected(answers)):
             found[kind - FIRST_ANSWER].append(unpacked(data))
-        return {
-            name: column
-            for question in questions
-            for name, column in _in_order(found.pop(question.number), number.shape[0]).items()
-        }
+        columns = [in_order(found.pop(question.number), count) for question in questions]
+        return {name: column for some in columns for name, column in some.items()}
+
+    def finish(
+        self,
+        asks: Sequence[Ask],
+        schemas: Mapping[str, Schema],
+        moments: Moments,
+        read: Callable[[pa.Table], MomentTable],
+        finish: Callable[[int, MomentTable, list[dict[str, pa.Array]]], bytes],
+        *,
+        rows: Mapping[str, Rows],
+        rows_a_part: int,
+        skip: Collection[int] = (),
+    ) -> tuple[int, list[bytes]]:
+        """Have workers answer what is asked at all moments, and finish so many of them together.
+
+        Moments are numbered as they lie in their files. The driver sees nothing of them where they are Parquet files.
+
+        Args:
+            asks: what is read.
+            schemas: source content -> its pinned schema.
+            moments: the table.
+            read: gives the moments of a raw table whose naive timestamps have become instants. Called in workers, as the next one.
+            finish: takes a part's number, its moments and the columns of every ask; gives what the driver is to know. It may be called twice for one part.
+            rows: source content -> where its rows are.
+            rows_a_part: how many moments are a part.
+            skip: numbers of parts that need not be finished.
+
+        Returns:
+            How many moments there are, and what `finish` gave of each part, in no order.
+        """
+        questions, con = self._questions(asks, schemas, rows), self._driver.connection
+        schema = supported(self.describe(moments.data, "the moments"))
+        slices = self._slices(moments.data)
+        raw: list[pa.Table] = []
+        if not slices:
+            self._say("the moments are no Parquet, so the driver reads them")
+            raw = list(self._numbered(moments))
+        count = sum(some.last - some.first for some in slices) or sum(table.num_rows for table in raw)
+        parts = -(-count // rows_a_part)
+        send = ReadMoments(read, questions, rows_a_part, parts, frozenset(skip))
+        empty = f"SELECT *{on_clocks(schema, moments.timezone)} FROM {no_rows(schema)}"
+        nothing = read(con.sql(empty).to_arrow_table())
+        if count == 0:
+            nobody = [in_order([no_answers(question)], 0) for question in questions]
+            return 0, [] if 0 in skip else [finish(0, nothing, nobody)]
+        if skip and set(range(parts)) <= set(skip):
+            return count, []
+        more, fields = list[Any](), list[Any]()
+        if slices:
+            about = (slices, dict(schema), moments.timezone, send)
+            more, fields = (
+                [
+                    self._flow.tasks(
+                        len(slices), functools.partial(_task, MomentSlices(*about, finishing), code())
+                    )
+                ]
+                for finishing in (False, True)
+            )
+        asking = [blobs for table in raw for blobs in send.asking(con, table)]
+        own = [blobs for table in raw for blobs in send.finishing(table)]
+        groupings = [ask.grouping for ask in asks]
+        prepared = self._prepared(questions, groupings, rows, given=asking, more=more)
+        answer = Answer(questions, self._memory, rows_a_part, parts)
+        answers = self._flow.shuffled(prepared, _parts(questions), self._stage(answer))
+        given = [self._flow.given(pa.Table.from_batches(own, BLOBS))] if own else []
+        last = Finish(questions, rows_a_part, nothing.fields.column_names, finish)
+        told = self._flow.shuffled(self._flow.union([*fields, *given, answers]), parts, self._stage(last))
+        return count, [data.to_pybytes() for _, data in _checked(self._flow.collected(told))]
+
+    def _numbered(self, moments: Moments) -> Iterator[pa.Table]:
+        first = 0
+        about = (moments.data, "the moments")
+        for table in self.batches(*about, rows=BATCH_ROWS, timezone=moments.timezone):
+            yield table.append_column("__moment", pa.array(np.arange(first, first + table.num_rows)))
+            first += table.num_rows
 
     def _questions(
-        self,
-        groupings: Sequence[Grouping],
-        schemas: Mapping[str, Schema],
-        world: World,
-        rows: Mapping[str, Rows],
+        self, asks: Sequence[Ask], schemas: Mapping[str, Schema], rows: Mapping[str, Rows]
     ) -> list[Question]:
         known = [
-            sum(some.last - some.first for some in self._slices(_rows_of(grouping, rows).data))
-            for grouping in groupings
+            sum(some.last - some.first for some in self._slices(_rows_of(ask.grouping, rows).data))
+            for ask in asks
         ]
-        parts = self._partitions or max(self._flow.parallelism, -(-max(known, default=0) // ROWS_A_PARTITION))
+        by_rows = -(-max(known, default=0) // ROWS_A_PARTITION)
+        parts = self._partitions or max(self._flow.parallelism, by_rows)
         return [
-            Question(number, parts, _bare(grouping), dict(schemas[grouping.source.content]), world)
-            for number, grouping in enumerate(groupings)
+            Question(
+                number,
+                parts,
+                _bare(ask.grouping),
+                dict(schemas[ask.grouping.source.content]),
+                ask.world,
+                ask.as_of,
+            )
+            for number, ask in enumerate(asks)
         ]
 
     def _stage(self, stage: Stage) -> Stage:
@@ -314,20 +406,3 @@ def _checked(blobs: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.Buffer]]
             yield kind, data
     if wrong:
         raise raised(min(wrong, key=lambda data: data.to_pybytes()))
-
-
-def _in_order(answers: Sequence[pa.RecordBatch], moments: int) -> dict[str, pa.Array]:
-    """Give answers' columns in the order of the moments' numbers, from 0; `answers` have __moment and the columns, in any order."""
-    table = pa.Table.from_batches(answers).combine_chunks()
-    number = table["__moment"].to_numpy()
-    place = np.full(moments, -1, np.int64)
-    place[number] = np.arange(number.shape[0])
-    if number.shape[0] != moments or (place < 0).any():
-        raise AssertionError(f"{number.shape[0]} answers came to {moments} moments")
-    columns = table.drop_columns(["__moment"]).take(pa.array(place))
-    return {name: _one(columns[name]) for name in columns.column_names}
-
-
-def _one(column: pa.ChunkedArray) -> pa.Array:
-    whole = column.combine_chunks()
-    return whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole

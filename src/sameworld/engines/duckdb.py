@@ -104,15 +104,10 @@ class DuckDBEngine:
             return {row[0]: row[1] for row in rows}
 
     def table(self, data: Any, what: str, *, timezone: str | None = None) -> pa.Table:
-        naive = (
-            []
-            if timezone is None
-            else [n for n, k in self.describe(data, what).items() if kind_of(k) == "naive"]
-        )
-        if isinstance(data, pa.Table) and not naive:
+        kinds = self.describe(data, what) if timezone is not None else {}
+        replaced = on_clocks(kinds, timezone)
+        if isinstance(data, pa.Table) and not replaced:
             return data
-        parts = [f"{naive_sql(name, timezone)} AS {quoted(name)}" for name in naive]
-        replaced = f" REPLACE ({', '.join(parts)})" if parts else ""
         with self.readable(data, what) as relation:
             return self._con.sql(f"SELECT *{replaced} FROM {relation}").to_arrow_table()
 
@@ -122,10 +117,7 @@ class DuckDBEngine:
             yield from (whole.slice(first, rows) for first in range(0, max(whole.num_rows, 1), rows))
             return
         kinds = self.describe(data, what) if timezone is not None else {}
-        parts = [
-            f"{naive_sql(n, timezone)} AS {quoted(n)}" for n, k in kinds.items() if kind_of(k) == "naive"
-        ]
-        replaced = f" REPLACE ({', '.join(parts)})" if parts else ""
+        replaced = on_clocks(kinds, timezone)
         # A connection of its own: the next query of one ends the stream of the query before.
         with self.readable(data, what) as relation, self._con.cursor() as con:
             con.execute("SET TimeZone = 'UTC'")
@@ -140,6 +132,10 @@ class DuckDBEngine:
                     waiting = waiting.slice(rows)
             if empty or waiting.num_rows:
                 yield waiting
+
+    def sums(self, data: Any, what: str) -> tuple[int, str]:
+        with self.readable(data, what) as relation:
+            return self._con.execute(sums_sql(relation)).fetchall()[0]
 
     def files(self, data: Any) -> list[Path] | None:
         if isinstance(data, pa.Table) or _is_query(str(data)):
@@ -484,6 +480,20 @@ def input_columns(grouping: Grouping, schema: Schema, table: pa.Table) -> list[I
         column = table[f"input_{number}"].combine_chunks()
         result.append(input_column(family, column))
     return result
+
+
+def on_clocks(kinds: Schema, timezone: str | None) -> str:
+    """Give what comes after `SELECT *` so that naive timestamps become instants on the clocks of `timezone`; None leaves them as they are."""
+    naive = [] if timezone is None else [name for name, kind in kinds.items() if kind_of(kind) == "naive"]
+    parts = [f"{naive_sql(name, timezone)} AS {quoted(name)}" for name in naive]
+    return f" REPLACE ({', '.join(parts)})" if parts else ""
+
+
+def sums_sql(relation: str) -> str:
+    """Give the query of what is in a relation: how many rows, and the sum of the hash of each."""
+    # `row_of_data` stands for the whole row, as long as no column has that name.
+    rows = f"(SELECT * FROM {relation}\n) AS row_of_data"
+    return f"SELECT count(*)::BIGINT, sum(hash(row_of_data)::HUGEINT)::VARCHAR FROM {rows}"
 
 
 def _in_duckdb_s_words(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:

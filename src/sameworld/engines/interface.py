@@ -47,6 +47,38 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class MomentTable:
+    """Moments as read.
+
+    Args:
+        at: shape (moments,), microseconds.
+        fields: one column a request field.
+        as_of: shape (moments,), microseconds: rows readable before it count; None where that is `at`.
+        served: feature column -> what a prediction log says was served; None where features are to be computed.
+    """
+
+    at: NDArray[np.int64]
+    fields: pa.Table
+    as_of: NDArray[np.int64] | None = None
+    served: Mapping[str, pa.Array] | None = None
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is read of one grouping at every moment.
+
+    Args:
+        grouping: what.
+        world: which rows count as readable when.
+        as_of: microseconds; rows readable before it count. None: before each moment.
+    """
+
+    grouping: Grouping
+    world: World
+    as_of: int | None = None
+
+
+@dataclass(frozen=True)
 class Change:
     """Values that were computed before, and are others now: rows that came late, which those moments could have read.
 
@@ -90,6 +122,10 @@ class Engine(Protocol):
 
     def files(self, data: Any) -> list[Path] | None:
         """Give the files that a path or glob means, sorted; None when the data are a table or a query."""
+        ...
+
+    def sums(self, data: Any, what: str) -> tuple[int, str]:
+        """Give how many rows there are, and the sum of DuckDB's hash of each: what is in a table, in whatever order."""
         ...
 
     def aggregates(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sameworld.engines.cluster import MEMORY_BYTES, ClusterEngine
+from sameworld.engines.cluster import MEMORY_BYTES, ClusterEngine, silent
 from sameworld.engines.worker import Blobs, Stage
 from sameworld.errors import DataError, DefinitionError
 
@@ -47,7 +47,7 @@ def spark_engine(
     *,
     partitions: int | None = None,
     memory_bytes: int = MEMORY_BYTES,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = silent,
 ) -> ClusterEngine:
     """Give an engine that works on Spark.
 
@@ -101,7 +101,11 @@ class SparkFlow:
         return first
 
     def shuffled(self, blobs: DataFrame, parts: int, stage: Stage) -> DataFrame:
-        return blobs.repartitionById(parts, "part").sortWithinPartitions("part", "kind").mapInArrow(stage, _BLOBS)
+        return (
+            blobs.repartitionById(parts, "part")
+            .sortWithinPartitions("part", "kind")
+            .mapInArrow(stage, _BLOBS)
+        )
 
     def collected(self, blobs: DataFrame) -> Iterable[pa.RecordBatch]:
         return blobs.toArrow().to_batches()

@@ -38,7 +38,8 @@ from sameworld.engines.answer import (
     is_ordered,
     key_names,
 )
-from sameworld.engines.duckdb import exactly
+from sameworld.engines.duckdb import exactly, on_clocks, sums_sql
+from sameworld.engines.interface import MomentTable
 from sameworld.engines.kept_rows import code
 from sameworld.errors import DataError, SameworldError
 
@@ -65,6 +66,7 @@ class Question:
         grouping: what is read; its source has no data.
         schema: the source's pinned schema.
         world: which rows count as readable when.
+        as_of: microseconds; rows readable before it count. None: each moment says it.
     """
 
     number: int
@@ -72,6 +74,7 @@ class Question:
     grouping: Grouping
     schema: dict[str, str]
     world: World
+    as_of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,15 +86,13 @@ class Slice:
     last: int
     offset: int
 
-    def sql(self, schema: Schema, *, numbered: bool = False) -> str:
+    def sql(self, schema: Schema) -> str:
         """Give the text to select them from, in the types of the pinned schema; `__moment` is their number among all files' rows."""
-        columns = [f"{quoted(name)}::{kind} AS {quoted(name)}" for name, kind in schema.items()]
-        if numbered:
-            columns.append(f"file_row_number + {self.offset} AS __moment")
+        columns = f"{_typed(schema)}, file_row_number + {self.offset} AS __moment"
         # A hive column's text is cast as the column of all files was, whatever this file's alone would look like.
         file = f"read_parquet([{literal(exactly(self.path))}], file_row_number = true, hive_types_autocast = false)"
         some = f"file_row_number >= {self.first} AND file_row_number < {self.last}"
-        return f"(SELECT {', '.join(columns)} FROM {file} WHERE {some})"
+        return f"(SELECT {columns} FROM {file} WHERE {some})"
 
 
 @contextmanager
@@ -228,12 +229,10 @@ class PrepareBatches:
         first = next(batches, None)
         if first is None:
             return
-        schema = self.question.schema
-        columns = ", ".join(f"{quoted(name)}::{kind} AS {quoted(name)}" for name, kind in schema.items())
         reader = pa.RecordBatchReader.from_batches(first.schema, itertools.chain([first], batches))
         with connected() as con:
             con.register("raw", reader)
-            relation = f"(SELECT {columns} FROM raw)"
+            relation = f"(SELECT {_typed(self.question.schema)} FROM raw)"
             yield from prepared_blobs(con, self.question, relation, "a table", cutover=self.cutover)
 
 
@@ -281,12 +280,20 @@ def prepared_blobs(
         for batch in reader.to_arrow_reader(max(BATCH_ROWS, _ROWS_A_BLOB * count)):
             yield _cut_by(batch, "part", ROWS, question)
     except (duckdb.Error, pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"The data of source {grouping.source.name!r} cannot be read.",
-            where=where,
-            found=str(error).splitlines()[0],
-            do="check that every worker can read it.",
-        ) from error
+        raise _unreadable(f"source {grouping.source.name!r}", where, error) from error
+
+
+def _unreadable(what: str, where: str, error: Exception) -> DataError:
+    return DataError(
+        f"The data of {what} cannot be read.",
+        where=where,
+        found=str(error).splitlines()[0],
+        do="check that every worker can read it.",
+    )
+
+
+def _typed(schema: Schema) -> str:
+    return ", ".join(f"{quoted(name)}::{kind} AS {quoted(name)}" for name, kind in schema.items())
 
 
 def _row_columns(question: Question) -> list[str]:
@@ -341,7 +348,98 @@ def _living(question: Question, batches: Sequence[pa.RecordBatch]) -> pa.RecordB
     return result.filter(pa.array(lives["entity"] >= 0))
 
 
+@dataclass(frozen=True)
+class Sums:
+    """Give what is in batches of a table as its one row of `sums_sql`.
+
+    Args:
+        schema: of the columns that come.
+    """
+
+    schema: dict[str, str]
+
+    def __call__(self, batches: Blobs) -> Blobs:
+        first = next(batches, None)
+        if first is None:
+            return
+        reader = pa.RecordBatchReader.from_batches(first.schema, itertools.chain([first], batches))
+        with connected() as con:
+            con.register("raw", reader)
+            found = con.execute(sums_sql(f"(SELECT {_typed(self.schema)} FROM raw)")).fetchall()[0]
+        yield blob(0, ROWS, json.dumps(found).encode())
+
+
 # moments
+
+
+@dataclass(frozen=True)
+class ReadMoments:
+    """Put raw moments where they are needed.
+
+    Args:
+        read: gives the moments of a raw table.
+        questions: what is asked.
+        rows_a_part: so many moments are finished together.
+        parts: how many such parts there are.
+        skip: parts that are not wanted.
+    """
+
+    read: Callable[[pa.Table], MomentTable]
+    questions: Sequence[Question]
+    rows_a_part: int
+    parts: int
+    skip: frozenset[int]
+
+    def asking(self, con: duckdb.DuckDBPyConnection, raw: pa.Table) -> Blobs:
+        """Put them where the rows are that they ask about; `raw` has their numbers in `__moment`."""
+        number, moments = self._wanted(raw)
+        for question in self.questions if number.shape[0] else ():
+            as_of = moments.at if question.as_of is None else np.full(number.shape[0], question.as_of)
+            yield from moment_blobs(con, question, moments.fields, number, moments.at, as_of)
+
+    def finishing(self, raw: pa.Table) -> Blobs:
+        """Put them where they are finished."""
+        number, moments = self._wanted(raw)
+        table = moments.fields.rename_columns([f"field_{i}" for i in range(moments.fields.num_columns)])
+        table = table.append_column("at", pa.array(moments.at)).append_column("__moment", pa.array(number))
+        for batch in table.to_batches(max_chunksize=BATCH_ROWS):
+            part = batch.column("__moment").to_numpy() // self.rows_a_part
+            yield cut(batch, part, MOMENTS, 0, self.parts)
+
+    def _wanted(self, raw: pa.Table) -> tuple[NDArray[np.int64], MomentTable]:
+        number = raw["__moment"].to_numpy()
+        wanted = ~np.isin(number // self.rows_a_part, list(self.skip))
+        some = raw.filter(pa.array(wanted))
+        return number[wanted], self.read(some.drop_columns(["__moment"]))
+
+
+@dataclass(frozen=True)
+class MomentSlices:
+    """Task number i of reading moments: some rows of a file.
+
+    Args:
+        slices: of every task.
+        schema: the columns that are read.
+        timezone: on whose clocks naive timestamps are.
+        moments: where they go.
+        finishing: to where they are finished, rather than to what they ask about.
+    """
+
+    slices: Sequence[Slice]
+    schema: dict[str, str]
+    timezone: str | None
+    moments: ReadMoments
+    finishing: bool
+
+    def __call__(self, number: int) -> Blobs:
+        some = self.slices[number]
+        with connected() as con:
+            query = f"SELECT *{on_clocks(self.schema, self.timezone)} FROM {some.sql(self.schema)}"
+            try:
+                raw = con.sql(query).to_arrow_table()
+            except duckdb.Error as error:
+                raise _unreadable("the moments", str(some.path), error) from error
+            yield from self.moments.finishing(raw) if self.finishing else self.moments.asking(con, raw)
 
 
 def moment_blobs(
@@ -433,7 +531,7 @@ def answered(
         place = pa.array(np.arange(table.num_rows))
         con.register("asked", table.select(key_names(grouping)).append_column("__moment", place))
         first = next(rows, None)
-        prepared = _no_rows(question)
+        prepared = _no_prepared_rows(question)
         if first is not None:
             prepared = "SELECT * FROM prepared_rows"
             coming = itertools.chain([first], rows)
@@ -443,12 +541,77 @@ def answered(
     return pa.table({"__moment": table["__moment"], **values})
 
 
-def _no_rows(question: Question) -> str:
+def no_rows(schema: Schema) -> str:
+    """Give the text to select nothing from, in the types of a schema."""
+    nothing = ", ".join(f"NULL::{kind} AS {quoted(name)}" for name, kind in schema.items())
+    return f"(SELECT {nothing} WHERE false)"
+
+
+def _no_prepared_rows(question: Question) -> str:
     """The query of prepared rows of nothing."""
     grouping, schema = question.grouping, question.schema
-    nothing = ", ".join(f"NULL::{kind} AS {quoted(name)}" for name, kind in schema.items())
-    about = (grouping.source, schema, grouping.keys, grouping.inputs, f"(SELECT {nothing} WHERE false)")
+    about = (grouping.source, schema, grouping.keys, grouping.inputs, no_rows(schema))
     return f"SELECT *, 0::BIGINT AS superseded_at FROM ({prepared_sql(*about, fact_words=True)})"
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Do what is done with some moments when everything that they asked is answered.
+
+    Args:
+        questions: all of them.
+        rows_a_part: moments.
+        fields: the names of the requests' fields.
+        finish: takes the part's number, its moments and every question's columns; gives what the driver is told.
+    """
+
+    questions: Sequence[Question]
+    rows_a_part: int
+    fields: Sequence[str]
+    finish: Callable[[int, MomentTable, list[dict[str, pa.Array]]], bytes]
+
+    def __call__(self, blobs: Blobs) -> Blobs:
+        for part, some in _by_part(blobs):
+            known: dict[int, list[pa.RecordBatch]] = {}
+            for kind, data in some:
+                if kind == ERROR:
+                    yield blob(0, ERROR, data.to_pybytes())
+                else:
+                    known.setdefault(kind, []).append(unpacked(data))
+            # Without moments there are only errors.
+            if MOMENTS in known and all(FIRST_ANSWER + q.number in known for q in self.questions):
+                yield blob(part, ROWS, self._finished(part, known))
+
+    def _finished(self, part: int, known: dict[int, list[pa.RecordBatch]]) -> bytes:
+        first, count = part * self.rows_a_part, sum(batch.num_rows for batch in known[MOMENTS])
+        own = in_order(known.pop(MOMENTS), count, first)
+        at = own.pop("at").to_numpy()
+        moments = MomentTable(at, pa.table(list(own.values()), names=list(self.fields)))
+        answers = [in_order(known.pop(FIRST_ANSWER + q.number), count, first) for q in self.questions]
+        return self.finish(part, moments, answers)
+
+
+def in_order(batches: Sequence[pa.RecordBatch], moments: int, first: int = 0) -> dict[str, pa.Array]:
+    """Give columns in the order of the moments' numbers.
+
+    Args:
+        batches: `__moment` and the columns, in any order; at least one.
+        moments: how many there are.
+        first: the number of the first.
+    """
+    table = pa.Table.from_batches(batches).combine_chunks()
+    number = table["__moment"].to_numpy() - first
+    place = np.full(moments, -1, np.int64)
+    place[number] = np.arange(number.shape[0])
+    complete = number.shape[0] == moments and bool((place >= 0).all())
+    assert complete, f"{number.shape[0]} answers to {moments} moments"
+    columns = table.drop_columns(["__moment"]).take(pa.array(place))
+    return {name: _one(columns[name]) for name in columns.column_names}
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    whole = column.combine_chunks()
+    return whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
 
 
 def no_answers(question: Question) -> pa.RecordBatch:

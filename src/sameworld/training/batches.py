@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +15,8 @@ from sameworld.definitions.label import Label
 from sameworld.definitions.model import Model
 from sameworld.definitions.moments import Moments
 from sameworld.engines.cache import cache_folder
-from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.engines.interface import Engine, World
+from sameworld.engines.named import EngineName, opened_engine
 from sameworld.errors import DefinitionError
 from sameworld.training.fingerprint import Fingerprint, Seen
 from sameworld.training.moments import MomentTable, moment_batches
@@ -39,7 +39,7 @@ def training_batches(
     *,
     moments: Moments | None = None,
     label: Label | None = None,
-    engine: Literal["duckdb"] | Engine = "duckdb",
+    engine: EngineName | Engine = "duckdb",
     world: World = "as_of",
     as_of: int | None = None,
     folder: Path | None = None,
@@ -68,9 +68,8 @@ def training_batches(
         raise DefinitionError(
             "A batch needs rows.", found=f"rows_a_batch={rows_a_batch}", do="give at least 1."
         )
-    own = DuckDBEngine(folder, cache=cache_folder(folder, cache), say=say) if engine == "duckdb" else None
-    chosen = own or engine
-    assert chosen != "duckdb"
+    own = ExitStack()
+    chosen = own.enter_context(opened_engine(engine, folder, cache=cache_folder(folder, cache), say=say))
     plan = planned(features, moments, label, engine=chosen, world=world, as_of=as_of)
     seen = plan.seen()
     total = seen.moments.rows
@@ -91,10 +90,19 @@ def training_batches(
                 progress(done, total)
             progress(done, done)
         finally:
-            if own is not None:
-                own.close()
+            own.close()
 
     return pa.RecordBatchReader.from_batches(schema, stream())
+
+
+def another_type(feature: str, before: str, now: str) -> DefinitionError:
+    """The error of a derived feature whose type depends on the moments."""
+    return DefinitionError(
+        f"The function of feature {feature!r} gives one type for some moments and another for others.",
+        expected=before,
+        found=now,
+        do="let it give floats always, or texts always.",
+    )
 
 
 class Parts:
@@ -126,11 +134,6 @@ class Parts:
             self._schema = schema
         for before, now in zip(schema, table.schema, strict=True):
             if before.type != now.type:
-                raise DefinitionError(
-                    f"The function of feature {now.name!r} gives one type for some moments and another for others.",
-                    expected=str(before.type),
-                    found=str(now.type),
-                    do="let it give floats always, or texts always.",
-                )
+                raise another_type(now.name, str(before.type), str(now.type))
         self._seen.check()
         return table

@@ -230,11 +230,9 @@ def _data(
         return Data("table", content_hash([content_of(data), *about]), rows=data.num_rows)
     paths = engine.files(data)
     if paths is None:
-        # `row_of_data` stands for the whole row, as long as no column has that name.
-        text = f"SELECT count(*)::BIGINT, sum(hash(row_of_data)::HUGEINT)::VARCHAR FROM ({data}\n) AS row_of_data"
-        (row,) = engine.table(text, what).to_pylist()
-        rows, content = row.values()
-        return Data("query", content_hash([rows, content, *about]), rows=rows, query=str(data))
+        rows, content = engine.sums(data, what)
+        kind, query = ("query", data) if isinstance(data, str) else ("table", None)
+        return Data(kind, content_hash([rows, content, *about]), rows=rows, query=query)
     files.update({path: (what, *_stat(path)) for path in paths})
     found = contents_of_files(paths)
     size = sum(length for _, length, _ in found)

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from sameworld.asof.schema import VALUE_TYPES, Schema, kind_of, supported
 from sameworld.asof.values import float_column
 from sameworld.definitions.moments import Moments
-from sameworld.engines.interface import Engine
+from sameworld.engines.interface import Engine, MomentTable
 from sameworld.errors import DataError, nearest
 from sameworld.training.logged import AS_OF, OWN, SERVED, opened
 
 _WHAT = "the moments"
-
-
-@dataclass(frozen=True)
-class MomentTable:
-    """Moments as read.
-
-    Args:
-        at: shape (moments,), microseconds.
-        fields: one column a request field.
-        as_of: shape (moments,), microseconds: rows readable before it count; None where that is `at`.
-        served: feature column -> what a prediction log says was served; None where features are to be computed.
-    """
-
-    at: NDArray[np.int64]
-    fields: pa.Table
-    as_of: NDArray[np.int64] | None = None
-    served: Mapping[str, pa.Array] | None = None
 
 
 def request_schema(moments: Moments, schema: Schema) -> dict[str, str]:
@@ -57,7 +37,7 @@ def read_moments(engine: Engine, moments: Moments) -> MomentTable:
     schema = engine.describe(moments.data, _WHAT)
     _check_at(moments, schema)
     table = engine.table(moments.data, _WHAT, timezone=moments.timezone)
-    return _moment_table(table, moments, schema)
+    return moment_table(table, moments, schema)
 
 
 def moment_batches(engine: Engine, moments: Moments, rows: int) -> Iterator[MomentTable]:
@@ -70,7 +50,7 @@ def moment_batches(engine: Engine, moments: Moments, rows: int) -> Iterator[Mome
     schema = engine.describe(moments.data, _WHAT)
     _check_at(moments, schema)
     for table in engine.batches(moments.data, _WHAT, rows=rows, timezone=moments.timezone):
-        yield _moment_table(table, moments, schema)
+        yield moment_table(table, moments, schema)
 
 
 def _check_at(moments: Moments, schema: Schema) -> None:
@@ -82,7 +62,12 @@ def _check_at(moments: Moments, schema: Schema) -> None:
         )
 
 
-def _moment_table(table: pa.Table, moments: Moments, schema: Schema) -> MomentTable:
+def moment_table(table: pa.Table, moments: Moments, schema: Schema) -> MomentTable:
+    """Give a table's moments; naive timestamps have become instants.
+
+    Raises:
+        DataError: the time column is naive or null somewhere.
+    """
     at = _instants(table[moments.at], moments.at)
     if at.null_count:
         raise DataError(

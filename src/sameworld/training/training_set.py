@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
 import msgspec
 import numpy as np
 import pyarrow as pa
@@ -27,8 +26,8 @@ from sameworld.definitions.moments import Log, Moments
 from sameworld.definitions.source import Source
 from sameworld.definitions.windows import Window
 from sameworld.engines.cache import cache_folder
-from sameworld.engines.duckdb import DuckDBEngine
-from sameworld.engines.interface import Asked, Engine, Rows, World
+from sameworld.engines.interface import Ask, Asked, Engine, Rows, World
+from sameworld.engines.named import EngineName, opened_engine
 from sameworld.errors import DataError, DefinitionError, LogError, Problems, SameworldError
 from sameworld.training.fingerprint import Fingerprint, Seen, fingerprint_of
 from sameworld.training.logged import OWN, opened, rows_then
@@ -71,7 +70,7 @@ def training_set(
     *,
     moments: Moments | None = None,
     label: Label | None = None,
-    engine: Literal["duckdb"] | Engine = "duckdb",
+    engine: EngineName | Engine = "duckdb",
     world: World = "as_of",
     as_of: int | None = None,
     folder: Path | None = None,
@@ -86,7 +85,7 @@ def training_set(
         model_or_features: a model, or name -> feature.
         moments: when to ask; a model's own by default.
         label: what came of a moment; a model's own by default.
-        engine: "duckdb", or an engine of your own.
+        engine: "duckdb" for this machine, "spark" for the session of this process or a local one; or an engine, such as `spark_engine(session)`.
         world: "as_of", or "event_time" to see what a join on event times would have claimed.
         as_of: microseconds since 1970; labels are as known then, and null until they have matured. Now by default.
         folder: what relative paths start from.
@@ -100,19 +99,13 @@ def training_set(
         Problems: everything that is wrong with the definitions and their data, at once.
     """
     features, moments, label = asked_for(model_or_features, moments, label)
-    own = DuckDBEngine(folder, cache=cache_folder(folder, cache), say=say) if engine == "duckdb" else None
-    chosen = own or engine
-    assert chosen != "duckdb"
-    try:
+    with opened_engine(engine, folder, cache=cache_folder(folder, cache), say=say) as chosen:
         plan = planned(features, moments, label, engine=chosen, world=world, as_of=as_of)
         seen = plan.seen()
         read = read_moments(chosen, plan.moments)
         say(plan.summary(read.at.shape[0]))
         table = plan.table(plan.at(read))
         seen.check()
-    finally:
-        if own is not None:
-            own.close()
     return table.replace_schema_metadata(plan.fingerprint(seen).metadata())
 
 
@@ -158,6 +151,12 @@ class Plan:
         """The sources behind the features and the label, each once."""
         return sources_of(self.features, self.label)
 
+    @property
+    def reads(self) -> list[Ask]:
+        """What is read at every moment; what the label reads comes last."""
+        label = [] if self.label is None else [Ask(label_grouping(self.label), "as_of", self.as_of)]
+        return [*(Ask(grouping, self.world) for grouping in self.groupings), *label]
+
     def seen(self) -> Seen:
         """Take the contents of the data as they are now."""
         rows = {content: (self.rows.get(content), self.outcomes.get(content)) for content in self.schemas}
@@ -179,29 +178,36 @@ class Plan:
             read: the moments.
             until: gives the time of training from the moments' times; the label is computed as known then, too.
         """
-        columns = dict(read.served) if read.served is not None else self._computed(read)
+        aggregates: Mapping[str, pa.Array] = {}
+        if read.served is None:
+            asked = Asked(read.fields, read.at, read.at if read.as_of is None else read.as_of)
+            aggregates = self.engine.aggregates(
+                self.groupings, self.schemas, asked, rows=self.rows, world=self.world
+            )
         outcome = label_then = None
         trained_at = until(read.at) if until is not None and read.at.size else None
-        mature = np.ones(read.at.shape[0], np.bool_)
-        label = self.label
-        if label is not None:
-            outcome = label_at(label, self.engine, self.schemas, read, self.as_of, self.outcomes)
-            mature = read.at + label.within_microseconds + label.settles_microseconds < self.as_of
+        if self.label is not None:
+            about = (self.label, self.engine, self.schemas, read)
+            outcome = label_at(*about, self.as_of, self.outcomes)
             if trained_at is not None:
-                label_then = label_at(label, self.engine, self.schemas, read, trained_at, self.outcomes)
-        request = request_schema(self.moments, self.asks)
-        return TrainingSet(read, columns, outcome, mature, self.schemas, request, trained_at, label_then)
+                label_then = label_at(*about, trained_at, self.outcomes)
+        computed = self.computed(read, aggregates, outcome)
+        return dataclasses.replace(computed, until=trained_at, label_then=label_then)
 
-    def _computed(self, read: MomentTable) -> dict[str, pa.Array]:
-        asked = Asked(read.fields, read.at, read.at if read.as_of is None else read.as_of)
-        aggregates = self.engine.aggregates(
-            self.groupings, self.schemas, asked, rows=self.rows, world=self.world
-        )
-        return evaluate(
-            self.features,
-            aggregates,
-            {name: _chunk(read.fields[name]) for name in read.fields.column_names},
-        )
+    def computed(
+        self, read: MomentTable, aggregates: Mapping[str, pa.Array], outcome: pa.Array | None
+    ) -> TrainingSet:
+        """Give features at some moments from what was read of the sources, and the moments' labels."""
+        if read.served is not None:
+            columns = dict(read.served)
+        else:
+            fields = {name: _chunk(read.fields[name]) for name in read.fields.column_names}
+            columns = evaluate(self.features, aggregates, fields)
+        mature = np.ones(read.at.shape[0], np.bool_)
+        if self.label is not None:
+            mature = read.at + self.label.within_microseconds + self.label.settles_microseconds < self.as_of
+        request = request_schema(self.moments, self.asks)
+        return TrainingSet(read, columns, outcome, mature, self.schemas, request)
 
     def table(self, computed: TrainingSet) -> pa.Table:
         """Give what was computed as a table: the time asked, every feature, and the label where it has matured."""
@@ -306,10 +312,22 @@ def label_at(
     rows: Mapping[str, Rows],
 ) -> pa.Array:
     """Give each moment's label as known at `as_of`: the same sweep, looking ahead from the moment and knowing what is known later."""
-    ahead = msgspec.structs.replace(label.aggregate, windows=(Window(label.within, ahead=True),))
     known = np.full(moments.at.shape[0], as_of, np.int64)
     asked = Asked(moments.fields, moments.at, known)
-    (values,) = engine.aggregates(groupings_of([ahead]), schemas, asked, rows=rows, world="as_of").values()
+    read = engine.aggregates([label_grouping(label)], schemas, asked, rows=rows, world="as_of")
+    return label_of(label, read)
+
+
+def label_grouping(label: Label) -> Grouping:
+    """Give what a label reads."""
+    ahead = msgspec.structs.replace(label.aggregate, windows=(Window(label.within, ahead=True),))
+    (grouping,) = groupings_of([ahead])
+    return grouping
+
+
+def label_of(label: Label, read: Mapping[str, pa.Array]) -> pa.Array:
+    """Give each moment's label from the one column of `label_grouping`."""
+    (values,) = read.values()
     if isinstance(label.outcome, Outcome):
         compare = {">": pc.greater, ">=": pc.greater_equal, "<": pc.less, "<=": pc.less_equal}[
             label.outcome.comparison

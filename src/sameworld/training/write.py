@@ -5,40 +5,30 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import msgspec
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sameworld.definitions.feature import Feature
-from sameworld.definitions.hashing import content_hash
 from sameworld.definitions.label import Label
 from sameworld.definitions.model import Model
-from sameworld.definitions.moments import Moments
+from sameworld.definitions.moments import Log, Moments
 from sameworld.engines.cache import cache_folder
-from sameworld.engines.contents import content_of
-from sameworld.engines.duckdb import DuckDBEngine
+from sameworld.engines.cluster import ClusterEngine
 from sameworld.engines.interface import Engine, World
+from sameworld.engines.named import EngineName, opened_engine
 from sameworld.errors import DefinitionError, TrainingError
 from sameworld.training.batches import ROWS, Parts, Progress, unseen
-from sameworld.training.fingerprint import Fingerprint, changes, fingerprint_in
-from sameworld.training.moments import MomentTable, moment_batches
-from sameworld.training.training_set import Say, asked_for, planned, silent
-
-Partition = Literal["day", "month"]
+from sameworld.training.fingerprint import Fingerprint, Seen, changes
+from sameworld.training.moments import moment_batches
+from sameworld.training.part_files import Partition, check_names, files_in, is_there, part_of, parts_in, write
+from sameworld.training.training_set import Plan, Say, asked_for, planned, silent
+from sameworld.training.write_part import WritePart, Wrote, check_alike
 
 MANIFEST = "_training_set.json"
-NUMBER = "__moment"
-"""The column of each row's place among the moments."""
-
-_PART = b"sameworld.part"
-_UNITS = {"day": "datetime64[D]", "month": "datetime64[M]"}
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,27 +72,13 @@ class Written:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One part as it should lie on disk.
-
-    Args:
-        files: path -> its moments, as places in the part.
-        note: what its footers say of it.
-    """
-
-    files: dict[Path, slice | Any]
-    note: bytes
-    rows: dict[Path, int]
-
-
 def write_training_set(
     model_or_features: Model | Mapping[str, Feature],
     *,
     to: Path | str,
     moments: Moments | None = None,
     label: Label | None = None,
-    engine: Literal["duckdb"] | Engine = "duckdb",
+    engine: EngineName | Engine = "duckdb",
     world: World = "as_of",
     as_of: int | None = None,
     folder: Path | None = None,
@@ -139,123 +115,118 @@ def write_training_set(
         raise DefinitionError("A part needs rows.", found=f"rows_a_file={rows_a_file}", do="give at least 1.")
     to = Path(to)
     to.mkdir(parents=True, exist_ok=True)
-    own = DuckDBEngine(folder, cache=cache_folder(folder, cache), say=say) if engine == "duckdb" else None
-    chosen = own or engine
-    assert chosen != "duckdb"
-    try:
-        with _alone(to):
-            before = _manifest(to)
-            if before is not None and not overwrite and as_of is None:
-                as_of = before.made_of.as_of
-            plan = planned(features, moments, label, engine=chosen, world=world, as_of=as_of)
-            seen = plan.seen()
-            made_of = plan.fingerprint(seen)
-            now = Manifest(
-                fingerprint=made_of.content,
-                made_of=made_of,
-                rows_a_file=rows_a_file,
-                partition_by=partition_by,
-            )
-            if before is not None and not overwrite:
-                _refuse(to, before, now)
-            total = seen.moments.rows
-            say(plan.summary(total))
-            parts = Parts(plan, seen, made_of)
-            rows = kept = number = 0
-            expected: set[Path] = set()
-            for number, read in enumerate(
-                moment_batches(chosen, plan.moments, rows_a_file), 1
-            ):  # how many there were
-                part = _part(to, number - 1, rows, read, partition_by)
-                expected.update(part.files)
-                if _is_there(part, made_of):
-                    kept += 1
-                else:
-                    if before != now:
-                        _write_manifest(to, now)
-                        before = now
-                    if rows and kept == number - 1:
-                        progress(rows, total)
-                    table = parts.compute(read)
-                    _check_names(table, partition_by)
-                    _write(part, table, rows)
-                    progress(rows + read.at.shape[0], total)
-                rows += read.at.shape[0]
-            for path in _files(to) - expected:
-                path.unlink()
-            seen.check()
-            _write_manifest(to, msgspec.structs.replace(now, complete=True, rows=rows, parts=number))
-            progress(rows, rows)
-    finally:
-        if own is not None:
-            own.close()
-    return Written(to, rows, number, kept, made_of, time.perf_counter() - clock)
+    own = opened_engine(engine, folder, cache=cache_folder(folder, cache), say=say)
+    with own as chosen, _alone(to):
+        before = _manifest(to)
+        if before is not None and not overwrite and as_of is None:
+            as_of = before.made_of.as_of
+        plan = planned(features, moments, label, engine=chosen, world=world, as_of=as_of)
+        seen = plan.seen()
+        made_of = plan.fingerprint(seen)
+        now = Manifest(
+            fingerprint=made_of.content,
+            made_of=made_of,
+            rows_a_file=rows_a_file,
+            partition_by=partition_by,
+        )
+        if before is not None and not overwrite:
+            _refuse(to, before, now)
+        total = seen.moments.rows
+        say(plan.summary(total))
+
+        def begin() -> None:
+            if before != now:
+                _write_manifest(to, now)
+
+        todo = _Todo(plan, seen, made_of, to, rows_a_file, partition_by, begin, progress)
+        # Moments of a log are here, each with what was readable then; there are never very many.
+        workers = isinstance(chosen, ClusterEngine) and not isinstance(moments.data, Log)
+        done = todo.by_workers(chosen) if workers else todo.in_turn(chosen)
+        for path in files_in(to) - done.files:
+            path.unlink()
+        seen.check()
+        _write_manifest(to, msgspec.structs.replace(now, complete=True, rows=done.rows, parts=done.parts))
+        progress(done.rows, done.rows)
+    return Written(to, done.rows, done.parts, done.kept, made_of, time.perf_counter() - clock)
 
 
-def _part(to: Path, number: int, first: int, read: MomentTable, partition_by: Partition | None) -> _Part:
-    """Say how a part should lie on disk."""
-    count = read.at.shape[0]
-    name = f"part-{number:06}.parquet"
-    content = content_hash([content_of(pa.table({"at": read.at})), content_of(read.fields)])
-    note = msgspec.json.encode({"part": number, "first": first, "rows": count, "moments": content})
-    if partition_by is None:
-        return _Part({to / name: slice(None)}, note, {to / name: count})
-    times = read.at.view("datetime64[us]").astype(_UNITS[partition_by])
-    files = {to / f"{partition_by}={time}" / name: times == time for time in np.unique(times)}
-    return _Part(files, note, {path: int(chosen.sum()) for path, chosen in files.items()})
+@dataclass(frozen=True)
+class _Done:
+    """What lies in a folder: moments, parts of them, how many of those did already, and their files."""
+
+    rows: int
+    parts: int
+    kept: int
+    files: set[Path]
 
 
-def _check_names(table: pa.Table, partition_by: Partition | None) -> None:
-    for name in (NUMBER, partition_by):
-        if name in table.column_names:
-            raise DefinitionError(
-                f"A column of the training set is called {name!r}, and the files have one of that name of their own.",
-                do="rename the feature, or partition otherwise.",
-            )
+@dataclass(frozen=True)
+class _Todo:
+    """A run, with everything that is known before it begins.
 
+    Args:
+        plan: what to compute.
+        seen: the data when the run began.
+        made_of: goes into every file.
+        to, rows_a_file, partition_by, progress: as for `write_training_set`.
+        begin: called before the first part is written.
+    """
 
-def _is_there(part: _Part, made_of: Fingerprint) -> bool:
-    """Whether all files of a part are there, of the same moments and made of the same."""
-    for path, rows in part.rows.items():
-        try:
-            footer = pq.read_metadata(path)
-        except (OSError, pa.ArrowException):
-            return False
-        noted = footer.metadata or {}
-        known = fingerprint_in(noted)
-        if (
-            known is None
-            or known.content != made_of.content
-            or noted.get(_PART) != part.note
-            or footer.num_rows != rows
-        ):
-            return False
-    return True
+    plan: Plan
+    seen: Seen
+    made_of: Fingerprint
+    to: Path
+    rows_a_file: int
+    partition_by: Partition | None
+    begin: Callable[[], None]
+    progress: Progress
 
+    def in_turn(self, engine: Engine) -> _Done:
+        """Read, compute and write one part after the other."""
+        total = self.seen.moments.rows
+        parts = Parts(self.plan, self.seen, self.made_of)
+        rows = kept = number = 0
+        expected: set[Path] = set()
+        for number, read in enumerate(
+            moment_batches(engine, self.plan.moments, self.rows_a_file), 1
+        ):  # how many there were
+            part = part_of(self.to, number - 1, rows, read, self.partition_by)
+            expected.update(part.files)
+            if is_there(part, self.made_of):
+                kept += 1
+            else:
+                if kept == number - 1:
+                    self.begin()
+                if rows and kept == number - 1:
+                    self.progress(rows, total)
+                table = parts.compute(read)
+                check_names(table, self.partition_by)
+                write(part, table, rows)
+                self.progress(rows + read.at.shape[0], total)
+            rows += read.at.shape[0]
+        return _Done(rows, number, kept, expected)
 
-def _write(part: _Part, table: pa.Table, first: int) -> None:
-    """Write a part's files, each under another name until it is whole."""
-    table = table.append_column(NUMBER, pa.array(np.arange(first, first + table.num_rows)))
-    table = table.replace_schema_metadata({**table.schema.metadata, _PART: part.note})
-    for path, chosen in part.files.items():
-        path.parent.mkdir(exist_ok=True)
-        rows = table if isinstance(chosen, slice) else table.filter(pa.array(chosen))
-        fresh = path.with_name(f".{path.name}.new")
-        with fresh.open("wb") as file:
-            pq.write_table(rows, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
-
-
-def _files(to: Path) -> set[Path]:
-    """Give all files that this module has written to a folder, those that were not finished included."""
-    return {
-        path
-        for folder in (to, *to.glob("day=*"), *to.glob("month=*"))
-        for pattern in ("part-*.parquet", ".part-*.parquet.new")
-        for path in folder.glob(pattern)
-    }
+    def by_workers(self, engine: ClusterEngine) -> _Done:
+        """Have an engine's workers compute and write all parts that are not there."""
+        there = {
+            number: (rows, files) for number, rows, files in parts_in(self.to, self.made_of, self.rows_a_file)
+        }
+        self.begin()
+        worker = WritePart.of(self.plan, self.made_of, self.to, self.rows_a_file, self.partition_by)
+        rows, told = engine.finish(
+            self.plan.reads,
+            self.plan.schemas,
+            self.plan.moments,
+            worker.read,
+            worker,
+            rows=self.plan.rows,
+            rows_a_part=self.rows_a_file,
+            skip=there,
+        )
+        written = check_alike([msgspec.json.decode(one, type=Wrote) for one in told])
+        files = {self.to / name for one in written for name in one.files}
+        files.update(path for _, kept in there.values() for path in kept)
+        return _Done(rows, len(written) + len(there), len(there), files)
 
 
 def _manifest(to: Path) -> Manifest | None:
