@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import zoneinfo
 from collections.abc import Sequence
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,29 @@ import pytest
 from every_aggregation import (
     CASES,
     COLUMNS,
-    LARGEST,
-    asked_of_oracle,
     bits,
     calls,
     plain,
     type_of,
 )
-from histories import CONDITION, KEYS, SCHEMA, VERSIONED, rows, ties_of, times, versions
+from histories import (
+    CONDITION,
+    HISTORIES,
+    KEYS,
+    SCHEMA,
+    VERSIONED,
+    Moment,
+    Row,
+    all_calls,
+    placed,
+    row,
+    rows,
+    said_by_oracle,
+    source_of,
+    ties_of,
+    times,
+    versions,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -36,7 +50,6 @@ from sameworld.engines.interface import Asked
 from sameworld.errors import AsOfError
 from sameworld.testing import oracle
 
-Row = dict[str, Any]
 WINDOWS = (Window(), Window("3us"), Window("50us"), Window("4us", ahead=True))
 
 entities = st.tuples(
@@ -45,7 +58,6 @@ entities = st.tuples(
     st.booleans(),
 )
 askings = st.sampled_from(["features", "labels", "any"])
-Moment = tuple[tuple[Any, ...], int, int]
 
 
 @st.composite
@@ -60,35 +72,6 @@ def moments(draw: st.DrawFn) -> list[Moment]:
             return [(key, at, known) for key, at, _ in asked]
         case _:
             return asked
-
-
-def said_by_oracle(
-    aggregate: Aggregate, told: Sequence[oracle.Version], asked: Sequence[Moment]
-) -> dict[str, list[Any]] | None:
-    """Give column -> bits of its values; None when a sum does not fit."""
-    said: dict[str, list[Any]] = {}
-    try:
-        for column, window in zip(aggregate.columns, aggregate.windows, strict=True):
-            start, end = window.bounds
-            said[column] = [
-                bits(
-                    oracle.value_at(
-                        told,
-                        aggregate.operation,
-                        key[: len(aggregate.keys)],
-                        at,
-                        start=start,
-                        end=end,
-                        as_of=as_of,
-                        corrections_within=aggregate.source.corrections_within_microseconds,
-                        **asked_of_oracle(aggregate),
-                    )
-                )
-                for key, at, as_of in asked
-            ]
-    except AsOfError:
-        return None
-    return said
 
 
 def compare(
@@ -137,13 +120,6 @@ def compare(
     engine.close()
 
 
-def source_of(history: Sequence[Row], versioned: str, within: str | None = None) -> sw.Source:
-    table = pa.Table.from_pylist(list(history), schema=SCHEMA)
-    return sw.Source(
-        "rows", table, event_time="e", available_at="a", corrections_within=within, **VERSIONED[versioned]
-    )
-
-
 @pytest.mark.parametrize("operation", AGGREGATIONS)
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
@@ -168,75 +144,6 @@ def test_every_value_equals_the_oracle_bit_for_bit(operation: str, data: st.Data
 
 def test_every_family_of_columns_that_an_aggregation_takes_has_a_column_here() -> None:
     assert {family for _, family in CASES} - {None} == set(COLUMNS)
-
-
-def row(event: int, available: int | None = None, **given: Any) -> Row:
-    """A row of entity a; what is not given is null."""
-    return dict.fromkeys(SCHEMA.names) | {
-        "k1": "a",
-        "e": event,
-        "a": event if available is None else available,
-        **given,
-    }
-
-
-def all_calls(source: sw.Source, over: Sequence[Window] = (Window(),)) -> list[Aggregate]:
-    """Every aggregation of every family, over the family's first column."""
-    arguments = {"prior": 0.5, "weight": 2.0, "n": 3}
-    made: list[Aggregate] = []
-    for operation, family in CASES:
-        column = [next(iter(COLUMNS[family]))] if family else []
-        given = {name: arguments.get(name, "y") for name in AGGREGATIONS[operation].arguments}
-        made.append(getattr(source.by("k1"), operation)(*column, **given, over=over))
-    return made
-
-
-def placed(number: int) -> Row:
-    """Values in every column, different for different numbers."""
-    return {
-        "n": number * 7 - 3, "huge": number, "small": number, "unsigned": number, "x": number / 7, "y": number * 0.1, "half": number * 0.5,
-        "b": number % 2 == 0, "m": Decimal(number * 11 - 40).scaleb(-2), "tiny": Decimal(number).scaleb(-18), "whole": Decimal(number),
-        "w": number * 1000 + 1, "s": chr(0x044F - number * 7 % 31),
-    }  # fmt: skip
-
-
-HISTORIES: dict[str, list[Row]] = {
-    "late": [row(3, 9, **placed(1)), row(5, 6, **placed(2)), row(1, 12, **placed(3))],
-    "corrected": [row(3, id="p", v=1, **placed(1)), row(3, 6, id="p", v=2, **placed(2)), row(4, id="q", v=1, **placed(3))],
-    "corrected twice at once": [row(3, 5, id="p", v=v, **placed(v)) for v in (2, 0, 1)],
-    "a late old version": [row(3, id="p", v=2, **placed(1)), row(2, 8, id="p", v=1, **placed(2))],
-    "moved to another entity": [row(3, id="p", v=1, **placed(1)), row(3, 6, id="p", v=2, **(placed(2) | {"k1": "b"}))],
-    "moved there and back": [
-        row(3, id="p", v=1, **placed(1)),
-        row(3, 5, id="p", v=2, **(placed(2) | {"k1": "b"})),
-        row(2, 8, id="p", v=3, **placed(3)),
-    ],
-    "deleted": [row(3, id="p", v=1, **placed(1)), row(3, 6, id="p", v=2, d=True)],
-    "deleted before it came": [row(3, 4, id="p", v=2, d=True), row(3, 6, id="p", v=1, **placed(1))],
-    "revived": [
-        row(3, id="p", v=1, **placed(1)),
-        row(3, 5, id="p", v=2, d=True),
-        row(4, 8, id="p", v=3, **placed(2)),
-    ],
-    "of nobody, then of somebody": [row(3, id="p", v=1, k1=None), row(3, 6, id="p", v=2, **placed(1))],
-    "tied": [row(3, 5, **placed(number)) for number in (4, 1, 3, 2)],
-    "told twice": [row(3, 5, id="p", v=1, **placed(1))] * 3,
-    "nulls": [row(3), row(4, 6), row(5)],
-    "one value among nulls": [row(2), row(3, **placed(5)), row(4)],
-    "alike": [row(2 + number, **placed(5)) for number in range(4)],
-    "not a number": [row(e, **(placed(1) | {"x": x})) for e, x in ((2, 1.0), (3, float("nan")), (5, -float("nan")), (6, 2.0))],
-    "infinite": [row(e, **(placed(1) | {"x": x, "y": x})) for e, x in ((2, 1.0), (3, float("inf")), (5, float("-inf")), (7, 2.0))],
-    "zeros": [row(e, **(placed(1) | {"x": x, "y": x})) for e, x in ((2, -0.0), (3, 0.0), (5, -0.0))],
-    "cancelling": [row(e, **(placed(1) | {"x": x})) for e, x in ((2, 1e15), (3, 0.1), (4, -1e15), (5, 1e-3), (6, 1e300), (8, -1e300))],
-    "the largest floats": [row(e, **(placed(1) | {"x": 1.7976931348623157e308, "y": 5e-324})) for e in (2, 3, 5)],
-    "the smallest floats": [row(e, **(placed(1) | {"x": x})) for e, x in ((2, 5e-324), (3, 1e-323), (5, -5e-324), (6, 2e-162))],
-    "integers at the edges": [row(e, **(placed(1) | {"n": n})) for e, n in ((2, LARGEST), (3, -(2**63)), (5, -1), (6, LARGEST - 1))],
-    "an integer sum beyond int64": [row(e, **(placed(1) | {"n": n})) for e, n in ((2, LARGEST), (3, 1), (8, -5))],
-    "a decimal sum beyond 64 bits": [
-        row(e, **(placed(1) | {"m": Decimal("9999999999999999.99")})) for e in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
-    ],
-    "nothing": [],
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("world", ["as_of", "event_time"])

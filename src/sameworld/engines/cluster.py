@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,6 +101,10 @@ class Flow(Protocol):
         """Have what a stage makes of blobs, all those of one partition (0 to parts - 1) in one call, sorted by (part, kind)."""
         ...
 
+    def by_value(self, functions: Sequence[Callable[..., Any]]) -> AbstractContextManager[None]:
+        """Have functions travel as their code meanwhile: workers cannot import a world file."""
+        ...
+
     def collected(self, blobs: Any) -> Iterable[pa.RecordBatch]:
         """Give blobs to the driver, in any order."""
         ...
@@ -184,9 +189,9 @@ class ClusterEngine:
         questions = self._questions([Ask(grouping, world) for grouping in groupings], schemas, rows)
         if not questions:
             return {}
-        count = asked.at.shape[0]
-        found = {question.number: [no_answers(question)] for question in questions}
-        times, con = (np.arange(count), asked.at, asked.as_of), self._driver.connection
+        count, con = asked.at.shape[0], self._driver.connection
+        found = {question.number: [no_answers(con, question)] for question in questions}
+        times = (np.arange(count), asked.at, asked.as_of)
         moments = [b for question in questions for b in moment_blobs(con, question, asked.keys, *times)]
         prepared = self._prepared(questions, groupings, rows, given=moments)
         answers = self._flow.shuffled(
@@ -208,6 +213,7 @@ class ClusterEngine:
         rows: Mapping[str, Rows],
         rows_a_part: int,
         skip: Collection[int] = (),
+        functions: Sequence[Callable[..., Any]] = (),
     ) -> tuple[int, list[bytes]]:
         """Have workers answer what is asked at all moments, and finish so many of them together.
 
@@ -222,6 +228,7 @@ class ClusterEngine:
             rows: source content -> where its rows are.
             rows_a_part: how many moments are a part.
             skip: numbers of parts that need not be finished.
+            functions: that `finish` calls and that are in no package.
 
         Returns:
             How many moments there are, and what `finish` gave of each part, in no order.
@@ -239,7 +246,7 @@ class ClusterEngine:
         empty = f"SELECT *{on_clocks(schema, moments.timezone)} FROM {no_rows(schema)}"
         nothing = read(con.sql(empty).to_arrow_table())
         if count == 0:
-            nobody = [in_order([no_answers(question)], 0) for question in questions]
+            nobody = [in_order([no_answers(con, question)], 0) for question in questions]
             return 0, [] if 0 in skip else [finish(0, nothing, nobody)]
         if skip and set(range(parts)) <= set(skip):
             return count, []
@@ -262,8 +269,10 @@ class ClusterEngine:
         answers = self._flow.shuffled(prepared, _parts(questions), self._stage(answer))
         given = [self._flow.given(pa.Table.from_batches(own, BLOBS))] if own else []
         last = Finish(questions, rows_a_part, nothing.fields.column_names, finish)
-        told = self._flow.shuffled(self._flow.union([*fields, *given, answers]), parts, self._stage(last))
-        return count, [data.to_pybytes() for _, data in _checked(self._flow.collected(told))]
+        with self._flow.by_value(functions):
+            together = self._flow.union([*fields, *given, answers])
+            told = self._flow.collected(self._flow.shuffled(together, parts, self._stage(last)))
+        return count, [data.to_pybytes() for _, data in _checked(told)]
 
     def _numbered(self, moments: Moments) -> Iterator[pa.Table]:
         first = 0

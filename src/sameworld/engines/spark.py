@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sameworld.engines.worker import Blobs, Stage
 from sameworld.errors import DataError, DefinitionError
 
 try:
+    from pyspark import cloudpickle
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql import types as kinds
 except ImportError as error:
@@ -26,7 +28,7 @@ except ImportError as error:
     ) from error
 
 _BLOBS = "part int, kind int, data binary"
-_DUCKDB = {
+_DUCKDB: dict[type[kinds.DataType], str] = {
     kinds.ByteType: "TINYINT",
     kinds.ShortType: "SMALLINT",
     kinds.IntegerType: "INTEGER",
@@ -56,7 +58,7 @@ def spark_engine(
         folder, partitions, memory_bytes, say: as for `ClusterEngine`.
     """
     active = session or SparkSession.getActiveSession()
-    flow = SparkFlow(active or _local_session(), own=active is None)
+    flow = SparkFlow(active or local_session(), own=active is None)
     return ClusterEngine(flow, folder, partitions=partitions, memory_bytes=memory_bytes, say=say)
 
 
@@ -107,6 +109,15 @@ class SparkFlow:
             .mapInArrow(stage, _BLOBS)
         )
 
+    @contextmanager
+    def by_value(self, functions: Sequence[Callable[..., Any]]) -> Generator[None]:
+        modules = {sys.modules[function.__module__] for function in functions} - {sys.modules["__main__"]}
+        for module in modules:
+            cloudpickle.register_pickle_by_value(module)
+        yield
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
+
     def collected(self, blobs: DataFrame) -> Iterable[pa.RecordBatch]:
         return blobs.toArrow().to_batches()
 
@@ -133,7 +144,7 @@ def _duckdb_type(kind: kinds.DataType) -> str:
     return _DUCKDB.get(type(kind), kind.simpleString().upper())
 
 
-def _local_session() -> SparkSession:
+def local_session(master: str = "local[*]") -> SparkSession:
     """Start Spark on this machine: workers of this Python, no page, no progress bar, a quarter of the memory for Java."""
     if "JAVA_HOME" not in os.environ and shutil.which("java") is None:
         raise DataError(
@@ -147,7 +158,7 @@ def _local_session() -> SparkSession:
     os.environ["PYSPARK_PYTHON"] = before or sys.executable
     try:
         session = (
-            SparkSession.builder.master("local[*]")
+            SparkSession.builder.master(master)
             .appName("sameworld")
             .config("spark.driver.memory", f"{max(memory >> 22, 1024)}m")
             .config("spark.driver.maxResultSize", 0)

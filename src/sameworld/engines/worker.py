@@ -487,21 +487,22 @@ class Answer:
     parts: int = 1
 
     def __call__(self, blobs: Blobs) -> Blobs:
-        for part, some in _by_part(blobs):
-            moments: list[pa.RecordBatch] = []
-            rest: Iterator[tuple[int, pa.Buffer]] = iter(())
-            for kind, data in some:
-                if kind == ERROR:
-                    yield blob(0, ERROR, data.to_pybytes())
-                elif kind == MOMENTS:
-                    moments.append(unpacked(data))
-                else:
-                    rest = itertools.chain([(kind, data)], some)
-                    break
-            if moments:
-                question = self.questions[part // self.questions[0].parts]
-                rows = (unpacked(data) for _, data in rest)
-                yield from self._placed(question, answered(question, moments, rows, self.memory))
+        with connected() as con:
+            for part, some in _by_part(blobs):
+                moments: list[pa.RecordBatch] = []
+                rest: Iterator[tuple[int, pa.Buffer]] = iter(())
+                for kind, data in some:
+                    if kind == ERROR:
+                        yield blob(0, ERROR, data.to_pybytes())
+                    elif kind == MOMENTS:
+                        moments.append(unpacked(data))
+                    else:
+                        rest = itertools.chain([(kind, data)], some)
+                        break
+                if moments:
+                    question = self.questions[part // self.questions[0].parts]
+                    rows = (unpacked(data) for _, data in rest)
+                    yield from self._placed(question, answered(con, question, moments, rows, self.memory))
 
     def _placed(self, question: Question, answers: pa.Table) -> Blobs:
         size = max(_BLOB_BYTES * answers.num_rows // max(answers.nbytes, 1), 1)
@@ -513,11 +514,16 @@ class Answer:
 
 
 def answered(
-    question: Question, moments: Sequence[pa.RecordBatch], rows: Iterator[pa.RecordBatch], memory: int
+    con: duckdb.DuckDBPyConnection,
+    question: Question,
+    moments: Sequence[pa.RecordBatch],
+    rows: Iterator[pa.RecordBatch],
+    memory: int,
 ) -> pa.Table:
     """Give a partition's answers: `__moment` and the question's columns, in any order.
 
     Args:
+        con: any.
         question: what is asked.
         moments: __moment, at, as_of, key_0..; at least one batch, be it empty.
         rows: prepared rows of the same entities; where the source has an id, those that `Live` gave.
@@ -527,16 +533,17 @@ def answered(
     table = pa.Table.from_batches(moments).combine_chunks()
     at, as_of = (table[name].to_numpy().astype(np.int64) for name in ("at", "as_of"))
     lives = grouping.source.id is not None
-    with connected() as con, Scratch(memory) as scratch:
+    # What a cursor has of its own is gone with it.
+    with con.cursor() as own, Scratch(memory) as scratch:
         place = pa.array(np.arange(table.num_rows))
-        con.register("asked", table.select(key_names(grouping)).append_column("__moment", place))
+        own.register("asked", table.select(key_names(grouping)).append_column("__moment", place))
         first = next(rows, None)
         prepared = _no_prepared_rows(question)
         if first is not None:
             prepared = "SELECT * FROM prepared_rows"
             coming = itertools.chain([first], rows)
-            con.register("prepared_rows", pa.RecordBatchReader.from_batches(first.schema, coming))
-        about = (con, grouping, question.schema, prepared, as_of, at)
+            own.register("prepared_rows", pa.RecordBatchReader.from_batches(first.schema, coming))
+        about = (own, grouping, question.schema, prepared, as_of, at)
         values = answer(*about, world=question.world, run=SERIAL, scratch=scratch, lived=lives)
     return pa.table({"__moment": table["__moment"], **values})
 
@@ -614,7 +621,7 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
     return whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
 
 
-def no_answers(question: Question) -> pa.RecordBatch:
+def no_answers(con: duckdb.DuckDBPyConnection, question: Question) -> pa.RecordBatch:
     """Give the answers of no moments: what columns there are, and of which types."""
     kinds = {"text": pa.string(), "boolean": pa.bool_()}
     keys = [
@@ -623,5 +630,5 @@ def no_answers(question: Question) -> pa.RecordBatch:
     ]
     schema = pa.schema([*((name, pa.int64()) for name in ("__moment", "at", "as_of")), *keys])
     nobody = pa.RecordBatch.from_pylist([], schema=schema)
-    made = answered(question, [nobody], iter(()), 0)
+    made = answered(con, question, [nobody], iter(()), 0)
     return pa.RecordBatch.from_pylist([], schema=made.schema)

@@ -222,6 +222,7 @@ class _Todo:
             rows=self.plan.rows,
             rows_a_part=self.rows_a_file,
             skip=there,
+            functions=worker.functions,
         )
         written = check_alike([msgspec.json.decode(one, type=Wrote) for one in told])
         files = {self.to / name for one in written for name in one.files}

@@ -7,12 +7,13 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
-from sameworld.definitions.feature import Aggregate, Category, Feature, Outcome
+from sameworld.definitions.feature import Aggregate, Category, Derive, Feature, Outcome
 from sameworld.definitions.label import Label
 from sameworld.training.batches import another_type
 from sameworld.training.fingerprint import Fingerprint
@@ -67,6 +68,15 @@ class WritePart:
         )
         read = functools.partial(moment_table, moments=bare.moments, schema=dict(plan.asks))
         return cls(bare, made_of, to.resolve(), rows_a_file, partition_by, read)
+
+    @property
+    def functions(self) -> list[Callable[..., Any]]:
+        """The functions of the world that it calls."""
+        plain = [
+            feature.of if isinstance(feature, Category) else feature
+            for feature in self.plan.features.values()
+        ]
+        return [f.function.call for f in plain if isinstance(f, Derive) and f.function.call is not None]
 
     def __call__(self, number: int, read: MomentTable, columns: Sequence[dict[str, pa.Array]]) -> bytes:
         """Compute and write part `number`; `columns` are those of `Plan.reads`. Gives a `Wrote` as JSON."""
