@@ -14,4 +14,4 @@ def spark_session() -> Any:
         warnings.simplefilter("ignore")  # of Spark's own making
         from sameworld.engines.spark import local_session
 
-        return local_session("local[2]")
+        return local_session("local[2,4]")

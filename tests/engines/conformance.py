@@ -237,7 +237,7 @@ FACTOR = 3.0
 def scaled(pages, share):
     return pages * FACTOR + share
 
-visits = sw.Source("visits", "visits/*/*.parquet", event_time="at", available_at="seen_at", id="visit", timezone="Europe/Berlin")
+visits = sw.Source("visits", "visits", event_time="at", available_at="seen_at", id="visit", timezone="Europe/Berlin")
 staff = sw.Source("staff", "staff.csv", event_time="since", available_at=sw.delay("1h"))
 asks = sw.Moments("asks.parquet", at="asked_at", timezone="UTC")
 of_user = visits.by("user")

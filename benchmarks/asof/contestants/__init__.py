@@ -75,6 +75,7 @@ CONTESTANTS = {
         Contestant(REFERENCE, "sameworld_engine", "cold", "as_of", COLUMNS, _ENGINE),
         Contestant("sameworld warm", "sameworld_engine", "warm", "as_of", COLUMNS, _ENGINE, rehearsed=True),
         Contestant("sameworld corrections", "sameworld_engine", "corrections", "corrected", COLUMNS, _ENGINE),
+        Contestant("sameworld spark", "sameworld_spark", "windows", "as_of", COLUMNS, (*_ENGINE, "pyspark")),
         Contestant("duckdb range", "duckdb_sql", "windows", "event_time", COLUMNS, ("duckdb", "pyarrow")),
         Contestant("duckdb asof", "duckdb_sql", "asof", "event_time", LAST, ("duckdb", "pyarrow")),
         Contestant("polars", "polars_rolling", "windows", "event_time", COLUMNS, ("polars", "pyarrow")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,10 +29,13 @@ def versions() -> dict[str, str]:
     return {"java": said.split('"')[1]}
 
 
-def _session() -> SparkSession:
-    session = (
+def session() -> SparkSession:
+    """Give the session of both contestants on Spark."""
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    spark = (
         SparkSession.builder.master("local[*]")
         .config("spark.driver.memory", HEAP)
+        .config("spark.driver.maxResultSize", 0)
         .config("spark.driver.host", "127.0.0.1")
         .config("spark.driver.bindAddress", "127.0.0.1")
         .config("spark.sql.session.timeZone", "UTC")
@@ -40,15 +44,15 @@ def _session() -> SparkSession:
         .config("spark.ui.showConsoleProgress", False)
         .getOrCreate()
     )
-    session.sparkContext.setLogLevel("ERROR")
-    return session
+    spark.sparkContext.setLogLevel("ERROR")
+    return spark
 
 
 def windows(folder: Path) -> DataFrame:
     """RANGE frames over events and moments together."""
-    session = _session()
+    spark = session()
     for name in ("events", "moments"):
-        session.read.parquet(str(folder / f"{name}.parquet")).createOrReplaceTempView(name)
+        spark.read.parquet(str(folder / f"{name}.parquet")).createOrReplaceTempView(name)
     columns = ", ".join(
         f"count(x) OVER w{name} AS count_{name}, sum(x) OVER w{name} AS sum_{name}, "
         f"avg(x) OVER w{name} AS mean_{name}, max(x) OVER w{name} AS max_{name}"
@@ -63,7 +67,7 @@ def windows(folder: Path) -> DataFrame:
         "SELECT k, unix_micros(e) AS t, x, false AS asked FROM events "
         "UNION ALL SELECT k, unix_micros(t), NULL, true FROM moments"
     )
-    result = session.sql(
+    result = spark.sql(
         f"SELECT * FROM (SELECT k, t, asked, {columns}, {last} AS last FROM ({both}) WINDOW {frames}) WHERE asked"
     )
     result.write.format("noop").mode("overwrite").save()

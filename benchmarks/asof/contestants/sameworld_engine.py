@@ -14,7 +14,7 @@ from benchmarks.asof.contestants import AGGREGATIONS, WINDOWS
 from sameworld.asof.plan import groupings_of
 from sameworld.asof.schema import supported
 from sameworld.engines.duckdb import DuckDBEngine
-from sameworld.engines.interface import Asked, World
+from sameworld.engines.interface import Asked, Engine, World
 
 PLAIN = sw.Source("events", "events.parquet", event_time="e", available_at="a")
 CORRECTED = sw.Source(
@@ -63,6 +63,14 @@ def event_time(folder: Path) -> pa.Table:
 def _answer(
     folder: Path, source: sw.Source, world: World, cache: Path | None, asked: str = "moments.parquet"
 ) -> pa.Table:
+    engine = DuckDBEngine(folder, cache=cache)
+    answer = answer_of(engine, source, world, asked)
+    engine.close()
+    return answer
+
+
+def answer_of(engine: Engine, source: sw.Source, world: World, asked: str = "moments.parquet") -> pa.Table:
+    """Give an engine's answer."""
     grouped, over = source.by("k"), list(WINDOWS)
     wanted = {
         "count": grouped.count(over=over),
@@ -71,14 +79,12 @@ def _answer(
         "max": grouped.max("x", over=over),
     }
     last = grouped.last("x")
-    engine = DuckDBEngine(folder, cache=cache)
     schemas = {source.content: supported(engine.describe(source.data, source.name))}
     moments = engine.table(asked, "moments")
     at = pc.cast(moments["t"], pa.int64()).to_numpy()
     values = engine.aggregates(
         groupings_of([*wanted.values(), last]), schemas, Asked(moments, at, at), rows={}, world=world
     )
-    engine.close()
     columns = {
         f"{name}_{window}": values[column]
         for name in AGGREGATIONS

@@ -47,7 +47,7 @@ class Moments(_Table, frozen=True, kw_only=True):
     """A table of moments; its columns other than `at` are the fields of a request.
 
     Args:
-        data: a Parquet or CSV path or glob, a DuckDB query, or an Arrow table; see also `Moments.from_log`.
+        data: as of a source; see also `Moments.from_log`.
         at: the column of the time at which the model is asked.
         timezone: the zone of naive timestamps in this table. Without it they are an error.
         served: whether features are what a prediction log says was served.

@@ -30,7 +30,8 @@ class Source(_Table, frozen=True, kw_only=True):
 
     Args:
         name: how features, the events route and the log call it.
-        data: a Parquet or CSV path or glob, a DuckDB query (it begins with SELECT, FROM or WITH), or an Arrow table.
+        data: a Parquet or CSV path or glob, a folder of Parquet files, a DuckDB query (it begins with SELECT, FROM or WITH), an Arrow table, or a
+            table of the engine's own, such as a Spark DataFrame.
         event_time: the column of the time at which the row's event happened.
         available_at: when the serving system could first read the row: a column's name, `sw.delay`, `sw.daily` or `sw.at_event_time`.
         id: the column that names the fact. Later rows with the same id are corrections of it.

@@ -237,10 +237,10 @@ class ClusterEngine:
         schema = supported(self.describe(moments.data, "the moments"))
         slices = self._slices(moments.data)
         raw: list[pa.Table] = []
-        if not slices:
+        if slices is None:
             self._say("the moments are no Parquet, so the driver reads them")
             raw = list(self._numbered(moments))
-        count = sum(some.last - some.first for some in slices) or sum(table.num_rows for table in raw)
+        count = sum(table.num_rows for table in raw) + _rows_in(slices)
         parts = -(-count // rows_a_part)
         send = ReadMoments(read, questions, rows_a_part, parts, frozenset(skip))
         empty = f"SELECT *{on_clocks(schema, moments.timezone)} FROM {no_rows(schema)}"
@@ -284,10 +284,7 @@ class ClusterEngine:
     def _questions(
         self, asks: Sequence[Ask], schemas: Mapping[str, Schema], rows: Mapping[str, Rows]
     ) -> list[Question]:
-        known = [
-            sum(some.last - some.first for some in self._slices(_rows_of(ask.grouping, rows).data))
-            for ask in asks
-        ]
+        known = [_rows_in(self._slices(_rows_of(ask.grouping, rows).data)) for ask in asks]
         by_rows = -(-max(known, default=0) // ROWS_A_PARTITION)
         parts = self._partitions or max(self._flow.parallelism, by_rows)
         return [
@@ -348,7 +345,7 @@ class ClusterEngine:
             if self._flow.owns(where.data):
                 stage = self._stage(PrepareBatches(question, where.cutover))
                 found.append(self._flow.batches(where.data, list(question.schema), stage))
-            elif slices:
+            elif slices is not None:
                 tasks += [(question, some, where.cutover) for some in slices]
             else:
                 if not isinstance(where.data, pa.Table):
@@ -365,13 +362,13 @@ class ClusterEngine:
             found.append(self._flow.given(pa.Table.from_batches(blobs, BLOBS)))
         return found
 
-    def _slices(self, data: Any) -> list[Slice]:
-        """Give the tasks of reading Parquet files; none for other data."""
+    def _slices(self, data: Any) -> list[Slice] | None:
+        """Give the tasks of reading Parquet files; None for other data."""
         if self._flow.owns(data):
-            return []
+            return None
         files = self._driver.files(data)
-        if not files or any(is_csv(str(path)) for path in files):
-            return []
+        if not files or any(is_csv(str(path)) or not path.exists() for path in files):
+            return None
         counts = self._driver.counts(files)
         size = max(min(ROWS_A_TASK, -(-sum(counts) // (2 * self._flow.parallelism))), 100_000)
         slices: list[Slice] = []
@@ -389,6 +386,10 @@ def _task(prepare: Callable[[int], Blobs], known: str, number: int) -> Blobs:
 
 def _rows_of(grouping: Grouping, rows: Mapping[str, Rows]) -> Rows:
     return rows.get(grouping.source.content, Rows(grouping.source.data))
+
+
+def _rows_in(slices: Sequence[Slice] | None) -> int:
+    return sum(some.last - some.first for some in slices or ())
 
 
 def _bare(grouping: Grouping) -> Grouping:

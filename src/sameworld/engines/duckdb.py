@@ -140,7 +140,7 @@ class DuckDBEngine:
     def files(self, data: Any) -> list[Path] | None:
         if isinstance(data, pa.Table) or _is_query(str(data)):
             return None
-        path = str(Path(exactly(self._folder)) / str(data))
+        path = self._pattern(str(data))
         found = self._con.execute("SELECT file FROM glob(?) ORDER BY file", [path]).fetchall()
         return [Path(name) for (name,) in found] or [Path(path)]
 
@@ -156,6 +156,13 @@ class DuckDBEngine:
             finally:
                 self._con.unregister(name)
             return
+        if not isinstance(data, str | Path | tuple):
+            raise DataError(
+                f"This engine cannot read the data of {what}.",
+                expected="a path, a glob, a DuckDB query or an Arrow table",
+                found=f"{type(data).__module__}.{type(data).__qualname__}",
+                do="use the engine whose table it is, for example engine='spark' for a Spark DataFrame.",
+            )
         text = ", ".join(str(path) for path in data) if isinstance(data, tuple) else str(data)
         try:
             yield _relation_of(data) if isinstance(data, tuple) else self._relation(text, what)
@@ -167,10 +174,15 @@ class DuckDBEngine:
                 do="check the path or the query.",
             ) from error
 
+    def _pattern(self, text: str) -> str:
+        """Give the pattern of a path or glob; that of a folder is its Parquet files, however deep."""
+        path = str(Path(exactly(self._folder)) / text)
+        return f"{path}/**/*.parquet" if (self._folder / text).is_dir() else path
+
     def _relation(self, text: str, what: str) -> str:
         if _is_query(text):
             return f"({text})"
-        path = str(Path(exactly(self._folder)) / text)
+        path = self._pattern(text)
         if not any(sign in path for sign in "*?[") and not Path(path).exists():
             raise DataError(
                 f"The file of {what} does not exist.",

@@ -40,6 +40,7 @@ _DUCKDB: dict[type[kinds.DataType], str] = {
     kinds.TimestampType: "TIMESTAMP WITH TIME ZONE",
     kinds.TimestampNTZType: "TIMESTAMP",
     kinds.DateType: "DATE",
+    kinds.BinaryType: "BLOB",
 }
 
 
@@ -144,8 +145,8 @@ def _duckdb_type(kind: kinds.DataType) -> str:
     return _DUCKDB.get(type(kind), kind.simpleString().upper())
 
 
-def local_session(master: str = "local[*]") -> SparkSession:
-    """Start Spark on this machine: workers of this Python, no page, no progress bar, a quarter of the memory for Java."""
+def local_session(master: str = "local[*,4]") -> SparkSession:
+    """Start Spark on this machine: workers of this Python, no page, no progress bar, a quarter of the memory for Java, and a task may fail four times."""
     if "JAVA_HOME" not in os.environ and shutil.which("java") is None:
         raise DataError(
             'engine="spark" needs Java.',

@@ -52,7 +52,7 @@ FIRST_ANSWER = 1
 Blobs = Iterator[pa.RecordBatch]
 Stage = Callable[[Blobs], Blobs]
 
-_BLOB_BYTES = 32 << 20
+_MOST_BYTES = 64 << 20
 _ROWS_A_BLOB = 500
 
 
@@ -278,7 +278,7 @@ def prepared_blobs(
     try:
         reader = con.sql(f"SELECT {', '.join(columns)}, {part} AS part FROM ({prepared}) WHERE {kept}")
         for batch in reader.to_arrow_reader(max(BATCH_ROWS, _ROWS_A_BLOB * count)):
-            yield _cut_by(batch, "part", ROWS, question)
+            yield from _cut_by(batch, "part", ROWS, question)
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         raise _unreadable(f"source {grouping.source.name!r}", where, error) from error
 
@@ -312,9 +312,16 @@ def _spread(grouping: Grouping) -> str:
     return f"hash({', '.join(key_names(grouping))}, 1)"
 
 
-def _cut_by(batch: pa.RecordBatch, column: str, kind: int, question: Question) -> pa.RecordBatch:
-    part = batch.column(column).to_numpy().astype(np.int64)
-    return cut(batch.drop_columns([column]), part, kind, question.number * question.parts, question.parts)
+def _cut_by(batch: pa.RecordBatch, column: str, kind: int, question: Question) -> Blobs:
+    for some in _small(batch):
+        part = some.column(column).to_numpy().astype(np.int64)
+        yield cut(some.drop_columns([column]), part, kind, question.number * question.parts, question.parts)
+
+
+def _small(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Give a batch in pieces that a worker can hold several of."""
+    rows = max(_MOST_BYTES * batch.num_rows // max(batch.nbytes, 1), 1)
+    return (batch.slice(first, rows) for first in range(0, batch.num_rows, rows))
 
 
 @dataclass(frozen=True)
@@ -333,7 +340,7 @@ class Live:
                     batches.append(unpacked(data))
             for question in self.questions:
                 if batches and part // question.parts == question.number:
-                    yield _cut_by(_living(question, batches), "part_of_entity", ROWS, question)
+                    yield from _cut_by(_living(question, batches), "part_of_entity", ROWS, question)
 
 
 def _living(question: Question, batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
@@ -467,7 +474,7 @@ def moment_blobs(
             moments = batch.drop_columns(["__moment"])
             for name, values in (("__moment", number), ("at", at), ("as_of", as_of)):
                 moments = moments.append_column(name, pa.array(values[place]))
-            yield _cut_by(moments, "part", MOMENTS, question)
+            yield from _cut_by(moments, "part", MOMENTS, question)
 
 
 @dataclass(frozen=True)
@@ -505,8 +512,7 @@ class Answer:
                     yield from self._placed(question, answered(con, question, moments, rows, self.memory))
 
     def _placed(self, question: Question, answers: pa.Table) -> Blobs:
-        size = max(_BLOB_BYTES * answers.num_rows // max(answers.nbytes, 1), 1)
-        for batch in answers.to_batches(max_chunksize=size):
+        for batch in itertools.chain.from_iterable(map(_small, answers.to_batches())):
             part = np.zeros(batch.num_rows, np.int64)
             if self.rows_a_part is not None:
                 part = batch.column("__moment").to_numpy() // self.rows_a_part

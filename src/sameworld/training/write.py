@@ -140,8 +140,10 @@ def write_training_set(
 
         todo = _Todo(plan, seen, made_of, to, rows_a_file, partition_by, begin, progress)
         # Moments of a log are here, each with what was readable then; there are never very many.
-        workers = isinstance(chosen, ClusterEngine) and not isinstance(moments.data, Log)
-        done = todo.by_workers(chosen) if workers else todo.in_turn(chosen)
+        if isinstance(chosen, ClusterEngine) and not isinstance(moments.data, Log):
+            done = todo.by_workers(chosen)
+        else:
+            done = todo.in_turn(chosen)
         for path in files_in(to) - done.files:
             path.unlink()
         seen.check()
