@@ -64,6 +64,7 @@ class WritePart:
             label=None if plan.label is None else _label(plan.label),
             engine=None,
             rows={},
+            outcomes={},
             groupings=(),
         )
         read = functools.partial(moment_table, moments=bare.moments, schema=dict(plan.asks))
