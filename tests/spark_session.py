@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import functools
+import os
+import shutil
 import warnings
 from typing import Any
+
+import pytest
+
+needs_java = pytest.mark.skipif(
+    shutil.which("java") is None and "JAVA_HOME" not in os.environ, reason="Spark needs Java 17 or newer"
+)
 
 
 @functools.cache

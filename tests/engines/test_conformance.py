@@ -8,7 +8,7 @@ from pathlib import Path
 import conformance
 import pytest
 from in_process import InProcess
-from spark_session import spark_session
+from spark_session import needs_java, spark_session
 
 from sameworld.asof.prepared import World
 from sameworld.engines.cluster import ClusterEngine
@@ -18,7 +18,7 @@ from sameworld.engines.interface import Engine
 EngineIn = Callable[[Path], Engine]
 
 
-@pytest.fixture(scope="module", params=["duckdb", "in process", "spark"])
+@pytest.fixture(scope="module", params=["duckdb", "in process", pytest.param("spark", marks=needs_java)])
 def engine_in(request: pytest.FixtureRequest) -> Iterator[EngineIn]:
     """Give a function: folder -> engine."""
     match request.param:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conformance import HOUR, bytes_of, make_world
-from spark_session import spark_session
+from spark_session import needs_java, spark_session
 
 import sameworld as sw
 from sameworld.engines.contents import content_of
@@ -65,6 +65,7 @@ def world(data: Any, asked: Any) -> dict[str, Any]:
     }
 
 
+@needs_java
 def test_tables_of_spark_have_the_types_and_the_bits_of_the_same_rows_elsewhere(tmp_path: Path) -> None:
     session = spark_session()
     table = visits()
@@ -89,6 +90,7 @@ def test_tables_of_spark_have_the_types_and_the_bits_of_the_same_rows_elsewhere(
     one.close()
 
 
+@needs_java
 def test_a_table_of_spark_given_to_another_engine_says_what_to_do() -> None:
     frame = spark_session().range(3)
 
@@ -127,6 +129,8 @@ DEADLY = """    if len(pages) == 16:
     return pages * FACTOR + share"""
 
 
+@needs_java
+@pytest.mark.slow
 def test_an_executor_that_is_killed_changes_nothing(tmp_path: Path) -> None:
     path = make_world(tmp_path)
     text = path.read_text().replace("    return pages * FACTOR + share", DEADLY)

@@ -54,7 +54,8 @@ from sameworld.engines.worker import (
 ROWS_A_TASK = 4_000_000
 """How many rows of a file are read by one task, at most."""
 ROWS_A_PARTITION = 4_000_000
-"""How many rows of a source a partition has, about, where it is not said how many partitions there are."""
+MOMENTS_A_PARTITION = 1_000_000
+"""How many rows of a source and how many moments a partition has, about, where it is not said how many partitions there are."""
 MEMORY_BYTES = 1 << 30
 
 
@@ -186,10 +187,10 @@ class ClusterEngine:
         rows: Mapping[str, Rows],
         world: World,
     ) -> dict[str, pa.Array]:
-        questions = self._questions([Ask(grouping, world) for grouping in groupings], schemas, rows)
+        count, con = asked.at.shape[0], self._driver.connection
+        questions = self._questions([Ask(grouping, world) for grouping in groupings], schemas, rows, count)
         if not questions:
             return {}
-        count, con = asked.at.shape[0], self._driver.connection
         found = {question.number: [no_answers(con, question)] for question in questions}
         times = (np.arange(count), asked.at, asked.as_of)
         moments = [b for question in questions for b in moment_blobs(con, question, asked.keys, *times)]
@@ -233,7 +234,7 @@ class ClusterEngine:
         Returns:
             How many moments there are, and what `finish` gave of each part, in no order.
         """
-        questions, con = self._questions(asks, schemas, rows), self._driver.connection
+        con = self._driver.connection
         schema = supported(self.describe(moments.data, "the moments"))
         slices = self._slices(moments.data)
         raw: list[pa.Table] = []
@@ -241,6 +242,7 @@ class ClusterEngine:
             self._say("the moments are no Parquet, so the driver reads them")
             raw = list(self._numbered(moments))
         count = sum(table.num_rows for table in raw) + _rows_in(slices)
+        questions = self._questions(asks, schemas, rows, count)
         parts = -(-count // rows_a_part)
         send = ReadMoments(read, questions, rows_a_part, parts, frozenset(skip))
         empty = f"SELECT *{on_clocks(schema, moments.timezone)} FROM {no_rows(schema)}"
@@ -282,11 +284,12 @@ class ClusterEngine:
             first += table.num_rows
 
     def _questions(
-        self, asks: Sequence[Ask], schemas: Mapping[str, Schema], rows: Mapping[str, Rows]
+        self, asks: Sequence[Ask], schemas: Mapping[str, Schema], rows: Mapping[str, Rows], moments: int
     ) -> list[Question]:
         known = [_rows_in(self._slices(_rows_of(ask.grouping, rows).data)) for ask in asks]
         by_rows = -(-max(known, default=0) // ROWS_A_PARTITION)
-        parts = self._partitions or max(self._flow.parallelism, by_rows)
+        by_moments = -(-moments // MOMENTS_A_PARTITION)
+        parts = self._partitions or max(self._flow.parallelism, by_rows, by_moments)
         return [
             Question(
                 number,

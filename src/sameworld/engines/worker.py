@@ -283,7 +283,10 @@ def prepared_blobs(
         raise _unreadable(f"source {grouping.source.name!r}", where, error) from error
 
 
-def _unreadable(what: str, where: str, error: Exception) -> DataError:
+def _unreadable(what: str, where: str, error: Exception) -> Exception:
+    """Give the error of data that are not what they should be; where reading itself failed, the engine may try again."""
+    if "IO Error" in str(error):
+        return error
     return DataError(
         f"The data of {what} cannot be read.",
         where=where,
@@ -338,9 +341,9 @@ class Live:
                     yield blob(0, ERROR, data.to_pybytes())
                 else:
                     batches.append(unpacked(data))
-            for question in self.questions:
-                if batches and part // question.parts == question.number:
-                    yield from _cut_by(_living(question, batches), "part_of_entity", ROWS, question)
+            if batches:
+                question = self.questions[part // self.questions[0].parts]
+                yield from _cut_by(_living(question, batches), "part_of_entity", ROWS, question)
 
 
 def _living(question: Question, batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
