@@ -30,6 +30,7 @@ from sameworld.engines.worker import (
     FIRST_ANSWER,
     Answer,
     Blobs,
+    Digests,
     Finish,
     Guarded,
     Live,
@@ -57,6 +58,7 @@ ROWS_A_PARTITION = 4_000_000
 MOMENTS_A_PARTITION = 1_000_000
 """How many rows of a source and how many moments a partition has, about, where it is not said how many partitions there are."""
 MEMORY_BYTES = 1 << 30
+_FEW_FILES = 3
 
 
 class Flow(Protocol):
@@ -166,6 +168,15 @@ class ClusterEngine:
 
     def files(self, data: Any) -> list[Path] | None:
         return None if self._flow.owns(data) else self._driver.files(data)
+
+    def digests(self, files: Sequence[Path]) -> list[tuple[int, str]]:
+        if len(files) < _FEW_FILES:
+            return self._driver.digests(files)
+        take = functools.partial(_task, Digests(files), code())
+        told = _checked(self._flow.collected(self._flow.tasks(len(files), take)))
+        return [
+            (size, digest) for _, size, digest in sorted(json.loads(data.to_pybytes()) for _, data in told)
+        ]
 
     def sums(self, data: Any, what: str) -> tuple[int, str]:
         if not self._flow.owns(data):

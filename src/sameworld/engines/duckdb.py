@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from sameworld.engines.answer import (
     number_entities,
     numbered_batches,
 )
-from sameworld.engines.cache import Cache
+from sameworld.engines.cache import Cache, fingerprint_of_files
 from sameworld.engines.interface import Asked, Change, Rows
 from sameworld.engines.kept import Kept
 from sameworld.errors import DataError
@@ -136,6 +137,10 @@ class DuckDBEngine:
     def sums(self, data: Any, what: str) -> tuple[int, str]:
         with self.readable(data, what) as relation:
             return self._con.execute(sums_sql(relation)).fetchall()[0]
+
+    def digests(self, files: Sequence[Path]) -> list[tuple[int, str]]:
+        with ThreadPoolExecutor(self._threads) as pool:
+            return list(pool.map(digest_of, files))
 
     def files(self, data: Any) -> list[Path] | None:
         if isinstance(data, pa.Table) or _is_query(str(data)):
@@ -492,6 +497,12 @@ def input_columns(grouping: Grouping, schema: Schema, table: pa.Table) -> list[I
         column = table[f"input_{number}"].combine_chunks()
         result.append(input_column(family, column))
     return result
+
+
+def digest_of(file: Path) -> tuple[int, str]:
+    """Give (bytes, digest of the contents) of a file."""
+    ((_, size, digest),) = fingerprint_of_files([file])
+    return size, digest
 
 
 def on_clocks(kinds: Schema, timezone: str | None) -> str:

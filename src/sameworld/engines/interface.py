@@ -128,6 +128,10 @@ class Engine(Protocol):
         """Give how many rows there are, and the sum of DuckDB's hash of each: what is in a table, in whatever order."""
         ...
 
+    def digests(self, files: Sequence[Path]) -> list[tuple[int, str]]:
+        """Give (bytes, digest of the contents) of every file."""
+        ...
+
     def aggregates(
         self,
         groupings: Sequence[Grouping],

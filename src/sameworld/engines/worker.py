@@ -38,7 +38,7 @@ from sameworld.engines.answer import (
     is_ordered,
     key_names,
 )
-from sameworld.engines.duckdb import exactly, on_clocks, sums_sql
+from sameworld.engines.duckdb import digest_of, exactly, on_clocks, sums_sql
 from sameworld.engines.interface import MomentTable
 from sameworld.engines.kept_rows import code
 from sameworld.errors import DataError, SameworldError
@@ -356,6 +356,16 @@ def _living(question: Question, batches: Sequence[pa.RecordBatch]) -> pa.RecordB
     for name, values in (("available_at", "available"), ("superseded_at", "superseded")):
         result = result.append_column(name, pa.array(lives[values]))
     return result.filter(pa.array(lives["entity"] >= 0))
+
+
+@dataclass(frozen=True)
+class Digests:
+    """Task number i of taking what is in files: one file's digest."""
+
+    files: Sequence[Path]
+
+    def __call__(self, number: int) -> Blobs:
+        yield blob(0, ROWS, json.dumps([number, *digest_of(self.files[number])]).encode())
 
 
 @dataclass(frozen=True)

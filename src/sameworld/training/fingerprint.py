@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,6 @@ from sameworld.definitions.label import Label
 from sameworld.definitions.model import STALENESS, as_json, without_data
 from sameworld.definitions.moments import Moments
 from sameworld.definitions.source import Source
-from sameworld.engines.cache import fingerprint_of_files
 from sameworld.engines.contents import content_of
 from sameworld.engines.interface import Engine, Rows, World
 from sameworld.engines.kept_rows import code
@@ -234,14 +232,15 @@ def _data(
         kind, query = ("query", data) if isinstance(data, str) else ("table", None)
         return Data(kind, content_hash([rows, content, *about]), rows=rows, query=query)
     files.update({path: (what, *_stat(path)) for path in paths})
-    found = contents_of_files(paths)
-    size = sum(length for _, length, _ in found)
+    digests = engine.digests(paths)
+    size = sum(length for length, _ in digests)
     rows = (
         sum(pq.read_metadata(path).num_rows for path in paths)
         if all(path.suffix == ".parquet" for path in paths)
         else None
     )
-    content = content_hash([[list(file) for file in found], *about])
+    found = [[name, *digest] for name, digest in zip(_names_of(paths), digests, strict=True)]
+    content = content_hash([found, *about])
     return Data("files", content, rows=rows, files=len(paths), bytes=size)
 
 
@@ -250,14 +249,12 @@ def _stat(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def contents_of_files(paths: Sequence[Path]) -> list[tuple[str, int, str]]:
-    """Give (name, bytes, digest) of every file; the name with the folders that tell the files apart or hold a hive column."""
+def _names_of(paths: Sequence[Path]) -> list[str]:
+    """Give each file's name with the folders that tell the files apart or hold a hive column."""
     shared = len(Path(os.path.commonpath([path.parent for path in paths])).parts) if paths else 0
 
-    def found(path: Path) -> tuple[str, int, str]:
+    def name(path: Path) -> str:
         hive = next((place for place, part in enumerate(path.parts) if "=" in part), len(path.parts))
-        ((_, size, digest),) = fingerprint_of_files([path])
-        return "/".join(path.parts[min(shared, hive) :]), size, digest
+        return "/".join(path.parts[min(shared, hive) :])
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(found, paths))
+    return [name(path) for path in paths]
