@@ -263,29 +263,37 @@ class ClusterEngine:
             return 0, [] if 0 in skip else [finish(0, nothing, nobody)]
         if skip and set(range(parts)) <= set(skip):
             return count, []
-        more, fields = list[Any](), list[Any]()
-        if slices:
-            about = (slices, dict(schema), moments.timezone, send)
-            more, fields = (
-                [
-                    self._flow.tasks(
-                        len(slices), functools.partial(_task, MomentSlices(*about, finishing), code())
-                    )
-                ]
-                for finishing in (False, True)
-            )
-        asking = [blobs for table in raw for blobs in send.asking(con, table)]
-        own = [blobs for table in raw for blobs in send.finishing(table)]
+        sent = functools.partial(self._moments, send, slices, raw, dict(schema), moments.timezone)
+        (asking, own), (finishing, mine) = sent(finishing=False), sent(finishing=True)
         groupings = [ask.grouping for ask in asks]
-        prepared = self._prepared(questions, groupings, rows, given=asking, more=more)
+        prepared = self._prepared(questions, groupings, rows, given=own, more=asking)
         answer = Answer(questions, self._memory, rows_a_part, parts)
         answers = self._flow.shuffled(prepared, _parts(questions), self._stage(answer))
-        given = [self._flow.given(pa.Table.from_batches(own, BLOBS))] if own else []
+        given = [self._flow.given(pa.Table.from_batches(mine, BLOBS))] if mine else []
         last = Finish(questions, rows_a_part, nothing.fields.column_names, finish)
         with self._flow.by_value(functions):
-            together = self._flow.union([*fields, *given, answers])
+            together = self._flow.union([*finishing, *given, answers])
             told = self._flow.collected(self._flow.shuffled(together, parts, self._stage(last)))
         return count, [data.to_pybytes() for _, data in _checked(told)]
+
+    def _moments(
+        self,
+        send: ReadMoments,
+        slices: Sequence[Slice] | None,
+        raw: Sequence[pa.Table],
+        schema: dict[str, str],
+        timezone: str | None,
+        *,
+        finishing: bool,
+    ) -> tuple[list[Any], list[pa.RecordBatch]]:
+        """Have moments where they are answered, or where they are finished: what workers read, and the driver's blobs."""
+        con = self._driver.connection
+        ways = (send.finishing(table) if finishing else send.asking(con, table) for table in raw)
+        blobs = [blob for way in ways for blob in way]
+        if not slices:
+            return [], blobs
+        read = MomentSlices(slices, schema, timezone, send, finishing)
+        return [self._flow.tasks(len(slices), functools.partial(_task, read, code()))], blobs
 
     def _numbered(self, moments: Moments) -> Iterator[pa.Table]:
         first = 0
