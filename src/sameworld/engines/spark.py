@@ -115,9 +115,11 @@ class SparkFlow:
         modules = {sys.modules[function.__module__] for function in functions} - {sys.modules["__main__"]}
         for module in modules:
             cloudpickle.register_pickle_by_value(module)
-        yield
-        for module in modules:
-            cloudpickle.unregister_pickle_by_value(module)
+        try:
+            yield
+        finally:
+            for module in modules:
+                cloudpickle.unregister_pickle_by_value(module)
 
     def collected(self, blobs: DataFrame) -> Iterable[pa.RecordBatch]:
         return blobs.toArrow().to_batches()
