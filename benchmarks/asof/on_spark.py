@@ -21,7 +21,6 @@ def measure(events: int) -> None:
     """Write a training set of plain rows, and one of rows with ids, by Spark's workers; print a line of JSON each."""
     import sameworld as sw  # noqa: PLC0415 # only the process that measures needs it
     from benchmarks.asof.contestants.sameworld_engine import CORRECTED, PLAIN  # noqa: PLC0415
-    from benchmarks.asof.generate import generate  # noqa: PLC0415
     from sameworld.engines.spark import local_session, spark_engine  # noqa: PLC0415
 
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
@@ -29,7 +28,8 @@ def measure(events: int) -> None:
     store = session.sparkContext._jsc.sc().statusStore()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        generate(folder, events, 1, corrected=True)
+        child = [sys.executable, "-m", "benchmarks.asof.child", "generate", made, str(events), "1", "0", "1"]
+        subprocess.run(child, check=True, stdout=subprocess.DEVNULL)  # its memory is not the driver's
         engine = spark_engine(session, folder)
         for source, asked in ((PLAIN, "earlier"), (PLAIN, "moments"), (CORRECTED, "moments")):
             grouped, over = source.by("k"), list(WINDOWS)

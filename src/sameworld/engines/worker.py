@@ -53,6 +53,7 @@ Blobs = Iterator[pa.RecordBatch]
 Stage = Callable[[Blobs], Blobs]
 
 _MOST_BYTES = 64 << 20
+_BLOB_BYTES = 10_000
 _ROWS_A_BLOB = 500
 
 
@@ -316,14 +317,15 @@ def _spread(grouping: Grouping) -> str:
 
 
 def _cut_by(batch: pa.RecordBatch, column: str, kind: int, question: Question) -> Blobs:
-    for some in _small(batch):
+    for some in _small(batch, question.parts):
         part = some.column(column).to_numpy().astype(np.int64)
         yield cut(some.drop_columns([column]), part, kind, question.number * question.parts, question.parts)
 
 
-def _small(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Give a batch in pieces that a worker can hold several of."""
-    rows = max(_MOST_BYTES * batch.num_rows // max(batch.nbytes, 1), 1)
+def _small(batch: pa.RecordBatch, parts: int) -> Iterator[pa.RecordBatch]:
+    """Give a batch in pieces that a worker can hold several of, and whose blobs are large beside the kilobyte that each has besides its rows."""
+    most = max(_MOST_BYTES, parts * _BLOB_BYTES)
+    rows = max(most * batch.num_rows // max(batch.nbytes, 1), 1)
     return (batch.slice(first, rows) for first in range(0, batch.num_rows, rows))
 
 
@@ -525,7 +527,7 @@ class Answer:
                     yield from self._placed(question, answered(con, question, moments, rows, self.memory))
 
     def _placed(self, question: Question, answers: pa.Table) -> Blobs:
-        for batch in itertools.chain.from_iterable(map(_small, answers.to_batches())):
+        for batch in (some for whole in answers.to_batches() for some in _small(whole, self.parts)):
             part = np.zeros(batch.num_rows, np.int64)
             if self.rows_a_part is not None:
                 part = batch.column("__moment").to_numpy() // self.rows_a_part
