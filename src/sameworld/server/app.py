@@ -30,6 +30,7 @@ from sameworld.server.routes import (
     ConflictError,
     ForbiddenError,
     NotFoundError,
+    UnavailableError,
     deadline_seconds,
     error_body,
     json_body,
@@ -143,15 +144,18 @@ class Server:
                         else (200, _JSON, b'{"ready":true}')
                     )
                 case ["metrics"]:
-                    with self.store.snapshot() as snapshot:
-                        return 200, _TEXT, self.metrics.text(snapshot.sequence)
+                    return 200, _TEXT, self.metrics.text(self._sequence())
                 case _:
                     raise NotFoundError(
                         f"There is no {method} {path} here.",
                         expected="POST /v1/models/{model}/predict, POST /v1/sources/{source}/events, GET /livez, /readyz, /metrics",
                         do="correct the method or the path.",
                     )
-        except SameworldError as error:
+        except Exception as unexpected:  # noqa: BLE001 # the edge: whatever breaks, the caller is told so, and it is counted
+            error = unexpected
+            if not isinstance(error, SameworldError):
+                self.metrics.broken("route", f"{method} {path}: {type(error).__name__}: {error}")
+                error = UnavailableError.of(error, f"{method} {path}")
             status = status_of(error)
             self.metrics.refused(status)
             return status, _JSON, error_body(error)
@@ -160,10 +164,22 @@ class Server:
         """Give what the server is still waiting for."""
         if self.draining:
             return ["nothing: it was told to stop"]
-        waiting = [f"grouping {g.source.name} by {', '.join(g.keys)}" for g in self.store.missing()]
+        try:
+            waiting = [f"grouping {g.source.name} by {', '.join(g.keys)}" for g in self.store.missing()]
+        except Exception as error:  # noqa: BLE001 # a store that cannot be read is answered for by fallbacks
+            waiting = [f"the store: {type(error).__name__}: {error}"]
         if self._loading is None or not self._loading.done():
             waiting.append("models to be loaded")
         return waiting + [f"model {name}" for name in self.portfolio.waiting()]
+
+    def _sequence(self) -> int | None:
+        """Give the last delivery that can be seen; None where nothing can be read: the other counts are wanted all the more then."""
+        try:
+            with self.store.snapshot() as snapshot:
+                return snapshot.sequence
+        except Exception as error:  # noqa: BLE001 # whatever breaks in the store
+            self.metrics.broken("store", f"{type(error).__name__}: {error}")
+            return None
 
     async def _control(
         self, method: str, path: str, rest: list[str], body: Callable[[], Awaitable[bytes]]
@@ -255,10 +271,7 @@ class Server:
                 known = (
                     error
                     if isinstance(error, SameworldError)
-                    else SameworldError(
-                        f"The events could not be written: {error}",
-                        do="send them again with the same Idempotency-Key.",
-                    )
+                    else UnavailableError.of(error, "the event log and the index")
                 )
                 for _, done in group:
                     if not done.done():

@@ -29,11 +29,12 @@ from sameworld.server.portfolio import Portfolio, Prepared, wanted_of
 from sameworld.server.recent import together
 from sameworld.server.recorded import Recorded, changing, mark, record, recorded
 from sameworld.server.roll_call import RollCall, Said
-from sameworld.server.routes import NotFoundError
+from sameworld.server.routes import NotFoundError, UnavailableError
 from sameworld.stores.online import OnlineStore
 from sameworld.training.bundle import Bundle, Registry
 
 _LOOK_SECONDS = 0.2
+_AGAIN_SECONDS = 2.0
 _SAY_SECONDS = 1.0
 _OTHERS_SECONDS = 15.0
 
@@ -110,8 +111,7 @@ class Control:
             before = self._serving.models.get(name)
             if before != address:
                 bundle = await _in_thread(lambda: self._portfolio.read(address))
-                await self._apply({name: bundle}, [], fill=True)
-                self._record({**self._serving.models, name: address})
+                await self._apply({name: bundle}, [], {**self._serving.models, name: address})
             return await self._everywhere({"model": name, "version": address, "replaced": before})
 
     async def remove(self, name: str) -> dict[str, Any]:
@@ -128,8 +128,8 @@ class Control:
                     expected=f"nearest: {nearest(name, self._serving.models)}",
                     do="correct the model's name.",
                 )
-            await self._apply({}, [name], fill=False)
-            self._record({known: a for known, a in self._serving.models.items() if known != name})
+            left = {known: a for known, a in self._serving.models.items() if known != name}
+            await self._apply({}, [name], left)
             return await self._everywhere({"model": name, "removed": before})
 
     @contextlib.asynccontextmanager
@@ -142,38 +142,53 @@ class Control:
                 self._one_change
             ):  # not before: whoever has the lock may be waiting for this worker to follow
                 await self._catch_up()
+                if self._trouble:  # a change from here would undo what this worker could not follow
+                    raise UnavailableError(
+                        "This worker does not serve what was changed last, so it changes nothing.",
+                        found=self._trouble,
+                        do="send the request again; another worker may take it, and this one tries again by itself.",
+                    )
                 yield
         finally:
             lock.__exit__(None, None, None)
 
     def _record(self, models: dict[str, str]) -> None:
+        """Record what is served from now on; where that cannot be written, nothing has changed."""
         now = self._store.clock.now()
         since = {n: self._serving.since.get(n, now) if self._serving.models.get(n) == a else now for n, a in models.items()}  # fmt: skip
-        self._serving = Recorded(generation=self._serving.generation + 1, models=models, since=since)
-        record(self._state, self._serving)
+        following = Recorded(generation=self._serving.generation + 1, models=models, since=since)
+        record(self._state, following)
+        self._serving = following
 
-    async def _apply(self, changed: dict[str, Bundle], removed: list[str], *, fill: bool) -> None:
-        """Let this worker serve other bundles; on an error it serves what it did."""
+    async def _apply(
+        self, changed: dict[str, Bundle], removed: list[str], models: dict[str, str] | None = None
+    ) -> None:
+        """Let this worker serve other bundles; on an error it serves what it did.
+
+        Args:
+            models: what is to be recorded, once nothing can go wrong any more.
+        """
         portfolio, store = self._portfolio, self._store
         leaving = {*removed, *changed}
         for name, bundle in changed.items():
             portfolio.check(name, bundle, leaving)
         staying = {n: s.bundle for n, s in portfolio.models.items() if n not in leaving}
         bundles = {**staying, **changed}
-        before, groupings = store.wanted, store.groupings
+        groupings = store.groupings
         wanted = await _in_thread(lambda: wanted_of(bundles.values()))
         made: list[Prepared] = []
         try:
-            store.want(wanted.groupings, wanted.schemas, wanted.sources)
-            if fill and store.missing():
-                await _in_thread(
-                    lambda: fill_beside(self._config, {n: b.address for n, b in bundles.items()})
-                )
-                store.want(wanted.groupings, wanted.schemas, wanted.sources)
-            for name, bundle in changed.items():
-                made.append(await portfolio.prepared(name, bundle, store))
+            with store.wanting(wanted.groupings, wanted.schemas, wanted.sources):
+                if changed and store.missing():
+                    await _in_thread(
+                        lambda: fill_beside(self._config, {n: b.address for n, b in bundles.items()})
+                    )
+                    store.want(wanted.groupings, wanted.schemas, wanted.sources)
+                for name, bundle in changed.items():
+                    made.append(await portfolio.prepared(name, bundle, store))
+                if models is not None:
+                    self._record(models)
         except BaseException:
-            store.want(*before)
             for prepared in made:
                 self._begin(portfolio.retire(prepared.light))
             raise
@@ -216,13 +231,15 @@ class Control:
         """Serve what others record."""
         seen = None
         while True:
-            now = mark(self._state)
+            now, pause = mark(self._state), _LOOK_SECONDS
             if now != seen:
                 async with self._one_change:
                     await self._catch_up()
-                seen = now
+                # What cannot be served now may be once the disk or the store is well again.
+                seen = None if self._trouble else now
+                pause = _AGAIN_SECONDS if self._trouble else _LOOK_SECONDS
             self._watch_lanes()
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(pause)
 
     async def _catch_up(self) -> None:
         """Serve what is recorded; what cannot be served stays as it was, and the others are told."""
@@ -234,7 +251,7 @@ class Control:
         try:
             bundles = {n: await _in_thread(lambda a=a: portfolio.read(a)) for n, a in changed.items()}
             removed = [n for n in portfolio.models if n not in found.models]
-            await self._apply(bundles, removed, fill=True)
+            await self._apply(bundles, removed)
         except Exception as error:  # noqa: BLE001 # the edge: whatever it is, this worker goes on with what it has
             self._trouble = (
                 error.what if isinstance(error, SameworldError) else f"{type(error).__name__}: {error}"

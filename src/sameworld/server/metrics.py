@@ -105,7 +105,8 @@ class Metrics:
             self._is_broken.discard(part)
             self._incidents.tell("recovered", part)
 
-    def text(self, sequence: int) -> bytes:
-        """Give all counts in Prometheus's text format."""
-        self._sequence.set(sequence)
+    def text(self, sequence: int | None) -> bytes:
+        """Give all counts in Prometheus's text format; the sequence as it was where it is not known."""
+        if sequence is not None:
+            self._sequence.set(sequence)
         return generate_latest(self._registry)

@@ -38,9 +38,27 @@ class ForbiddenError(RequestError):
     """The token is missing or wrong."""
 
 
+class UnavailableError(SameworldError):
+    """It could not be done now, whoever is to blame; the same request may be answered later."""
+
+    @classmethod
+    def of(cls, error: Exception, where: str) -> UnavailableError:
+        """Give what a caller is told of an error that nobody expected."""
+        return cls(
+            f"The server could not do this now: {type(error).__name__}: {error}",
+            where=where,
+            do="send it again, events with the same Idempotency-Key; if it stays so, see the server's incidents.",
+        )
+
+
 def status_of(error: SameworldError) -> int:
     """Give the status code of an error."""
-    own: dict[type[SameworldError], int] = {NotFoundError: 404, ConflictError: 409, ForbiddenError: 403}
+    own: dict[type[SameworldError], int] = {
+        NotFoundError: 404,
+        ConflictError: 409,
+        ForbiddenError: 403,
+        UnavailableError: 503,
+    }
     return own.get(type(error)) or next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 

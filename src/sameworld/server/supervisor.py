@@ -52,6 +52,7 @@ class Supervisor:
         self._workers = [_Worker(number) for number in range(config.workers)]
         self._selector = selectors.DefaultSelector()
         self._answered = False
+        self._noted = True
         self._stopping = False
 
     def run(self) -> None:
@@ -79,6 +80,8 @@ class Supervisor:
             for worker in self._workers:
                 if worker.process is None and time.monotonic() >= worker.start_at:
                     self._start(worker)
+            if not self._noted:
+                self._note()
             self._listen_for(BEAT_SECONDS)
             now = time.monotonic()
             # While this process had no turn itself, nobody's silence counts.
@@ -170,9 +173,13 @@ class Supervisor:
             ],
         }
         fresh = self._place.with_suffix(".new")
-        with contextlib.suppress(OSError):  # a full disk must not end who keeps the others alive
+        try:
             fresh.write_bytes(msgspec.json.encode(facts))
             os.replace(fresh, self._place)
+        except OSError:  # a full disk must not end who keeps the others alive; it is tried again
+            self._noted = False
+        else:
+            self._noted = True
 
     @property
     def _place(self) -> Path:

@@ -12,7 +12,8 @@ import hashlib
 import secrets
 import shutil
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -230,8 +231,23 @@ class OnlineStore:
         by_name = _by_name(groupings, sources)
         with self.index.read() as txn:
             found = planned(groupings, self.kept(txn), schemas)
-        self.wanted = (groupings, schemas, sources)
         self.wanted_sources, self.schemas, self.groupings = by_name, schemas, found
+
+    @contextmanager
+    def wanting(
+        self,
+        groupings: Sequence[Grouping],
+        schemas: Mapping[str, Mapping[str, str]],
+        sources: Sequence[Source],
+    ) -> Generator[None]:
+        """Want something else from now on, and what was wanted before again where something goes wrong meanwhile."""
+        before = self.wanted_sources, self.schemas, self.groupings
+        try:
+            self.want(groupings, schemas, sources)
+            yield
+        except BaseException:  # nothing is read for this: the store may be what is wrong
+            self.wanted_sources, self.schemas, self.groupings = before
+            raise
 
     def kept(self, txn: lmdb.Transaction) -> Kept:
         """Give what the index keeps in this snapshot."""
