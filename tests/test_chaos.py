@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_every_promise_is_kept_while_things_are_broken() -> None:
     paths = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
     # Where tests run, others use the machine: latencies are not judged.
-    size = ["--requests", "2000", "--rate", "400", "--connections", "16", "--no-latency"]
+    size = ["--requests", "1500", "--rate", "250", "--connections", "16", "--no-latency"]
+    size += ["--moods", "1", "--seconds", "0.3"]
 
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.chaos", *size],
@@ -32,11 +33,13 @@ def test_every_promise_is_kept_while_things_are_broken() -> None:
 
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads(done.stdout[: done.stdout.rindex("}") + 1])
-    assert facts["faults"]["killed worker"] == 1
-    assert facts["requests answered"] == 2000
-    assert facts["vectors proved"] > 500
+    done_once = ["store held", "corrupt events", "store damaged", "killed worker"]
+    assert all(facts["faults"][fault] >= 1 for fault in done_once)
+    assert facts["faults"]["swaps"] >= 3
+    assert facts["requests answered"] == 1500
+    assert facts["vectors proved"] > 300
     assert facts["events acknowledged"] > 20
-    assert facts["answers"]["steady"]["model"] > 500
+    assert facts["answers"]["steady"]["model"] > 300
 
 
 def test_stalls_are_taken_from_the_requests_they_hit(monkeypatch: pytest.MonkeyPatch) -> None:

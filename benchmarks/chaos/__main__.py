@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
+import itertools
 import json
 import os
 import random
@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.chaos.faults import FAULTS, Target
+from benchmarks.chaos.faults import Target, faults, swap
 from benchmarks.chaos.load import Outcome
 from benchmarks.chaos.stalls import overlapping
-from benchmarks.chaos.world import DEADLINE_SECONDS, World, make
+from benchmarks.chaos.world import DEADLINE_SECONDS, MOODS, World, make
 from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.evaluation.prove import prove
 from sameworld.server.client import Client
@@ -48,13 +49,13 @@ _LOADERS = 2
 
 @dataclass
 class Seen:
-    """What all of the load saw together, and the machine's stalls."""
+    """What all of the load saw together, the machine's stalls, and what was done to the server."""
 
     outcomes: list[Outcome]
     started: NDArray[np.float64]
     seconds: NDArray[np.float64]
     stalled: NDArray[np.float64]
-    faults: Counter[str]
+    target: Target
     elapsed: float
 
 
@@ -63,9 +64,11 @@ def main() -> None:
     folder = Path(options.folder or tempfile.mkdtemp(prefix="chaos-"))
     try:
         say(f"training in {folder}")
-        world = make(folder)
-        seen = asyncio.run(broken(world, options))
-        facts, wrong = judged(world, seen, latency=not options.no_latency)
+        world = make(folder, () if options.no_faults else MOODS[: options.moods])
+        with _disk(world.state, 0 if options.no_faults else _disk_bytes(options.requests)) as disk_bytes:
+            seen = asyncio.run(broken(world, options, disk_bytes))
+            say("checking")
+            facts, wrong = judged(world, seen, latency=not options.no_latency)
     finally:
         if not options.folder:
             shutil.rmtree(folder, ignore_errors=True)
@@ -84,6 +87,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--moods", type=int, default=len(MOODS), help="in how many ways models misbehave")
+    parser.add_argument("--seconds", type=float, default=1.0, help="how long a fault lasts")
     parser.add_argument("--no-faults", action="store_true", help="for comparison")
     parser.add_argument(
         "--no-latency",
@@ -94,31 +99,53 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def broken(world: World, options: argparse.Namespace) -> Seen:
+def _disk_bytes(requests: int) -> int:
+    """Give what the state takes in the end, and some."""
+    return (256 << 20) + 1000 * requests
+
+
+@contextmanager
+def _disk(folder: Path, size: int) -> Iterator[int]:
+    """Have a folder be a disk of its own, in memory; gives its size, or 0 where that is not allowed."""
+    folder.mkdir()
+    mounted = size and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "chaos", str(folder)], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode != 0:
+        if size:
+            say("the disk is not filled: that needs root")
+        yield 0
+        return
+    try:
+        yield size
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+async def broken(world: World, options: argparse.Namespace, disk_bytes: int) -> Seen:
     """Run the load, break things until it has ended, and stop the server."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = ["sameworld.cli.main", "serve", "--world", str(world.file), "--registry", str(world.registry)]
     command += ["--state", str(world.state), "--port", str(port), "--workers", str(options.workers)]
-    target = Target(world, port, random.Random(options.seed))
+    client = Client("127.0.0.1", port)
+    target = Target(world, port, client, random.Random(options.seed), options.seconds, disk_bytes)
     with _process([*command, "--guarded-memory", "400MB"]) as server:
-        client = Client("127.0.0.1", port)
         await wait_until_ready(client, server)
         await _all_answer(target)
         say("breaking things")
         begun = time.monotonic()
         with _process(["benchmarks.chaos.stalls", str(world.folder / "stalls")]) as canary:
             load = [asyncio.create_task(_load(world, port, number, options)) for number in range(_LOADERS)]
-            breaking = asyncio.create_task(_break(target))
+            ended = asyncio.Event()
             if options.no_faults:
-                breaking.cancel()
+                ended.set()
+            breaking = asyncio.gather(_break(target, ended), _swap(target, ended))
             outcomes = await asyncio.gather(*load)
             elapsed = time.monotonic() - begun
-            breaking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await breaking
-            world.set_mood("")
+            ended.set()
+            await breaking
             await _all_answer(target)
             canary.terminate()
             canary.wait()
@@ -128,7 +155,8 @@ async def broken(world: World, options: argparse.Namespace) -> Seen:
     stalls = np.frombuffer((world.folder / "stalls").read_bytes()).reshape(-1, 2)
     started = np.concatenate([np.frombuffer(outcome.started) for outcome in outcomes])
     seconds = np.concatenate([np.frombuffer(outcome.seconds) for outcome in outcomes])
-    return Seen(outcomes, started, seconds, overlapping(stalls, started, seconds), target.done, elapsed)
+    stalled = overlapping(stalls, started, seconds)
+    return Seen(outcomes, started, seconds, stalled, target, elapsed)
 
 
 @contextmanager
@@ -161,11 +189,24 @@ async def _load(world: World, port: int, number: int, options: argparse.Namespac
     return msgspec.msgpack.decode(out.read_bytes(), type=Outcome)
 
 
-async def _break(target: Target) -> None:
-    while True:
-        for fault in FAULTS:
-            await fault(target)
-            await asyncio.sleep(0.3)
+async def _break(target: Target, ended: asyncio.Event) -> None:
+    for fault in itertools.cycle(faults([mood for mood in target.world.moody if mood])):
+        if ended.is_set():
+            return
+        begun = time.monotonic()
+        await fault(target)
+        name = " ".join([fault.func.__name__, *fault.keywords.values()]) if isinstance(fault, partial) else fault.__name__  # fmt: skip
+        target.spans.append((name, begun, time.monotonic()))
+        await asyncio.sleep(0.3)
+
+
+async def _swap(target: Target, ended: asyncio.Event) -> None:
+    """Swap the steady model for one that is as good, all the time."""
+    for address in itertools.cycle(target.world.steady):
+        if ended.is_set():
+            return
+        await swap(target, "steady", address)
+        await asyncio.sleep(0.1)
 
 
 def judged(world: World, seen: Seen, *, latency: bool) -> tuple[dict[str, Any], list[str]]:
@@ -178,7 +219,9 @@ def judged(world: World, seen: Seen, *, latency: bool) -> tuple[dict[str, Any], 
 
     statuses: Counter[int] = Counter()
     answers: dict[str, Counter[str]] = {}
+    refused: Counter[str] = Counter()
     for outcome in seen.outcomes:
+        refused.update(outcome.refused)
         statuses.update(outcome.statuses)
         for model, counts in outcome.answers.items():
             answers.setdefault(model, Counter()).update(counts)
@@ -191,7 +234,9 @@ def judged(world: World, seen: Seen, *, latency: bool) -> tuple[dict[str, Any], 
     expect(not twice and "damaged" not in kept, f"{twice} answers are in the log more than once")
     expect(not missing, f"{missing} answers were said to be logged and are not in the log")
 
-    acknowledged = {key for outcome in seen.outcomes for key in outcome.acknowledged}
+    acknowledged = {key for outcome in seen.outcomes for key in outcome.acknowledged} | {
+        *seen.target.acknowledged
+    }
     delivered = Counter(delivery.key for _, delivery in event_log.deliveries(world.state / "events"))
     lost = len(acknowledged - set(delivered))
     index = Index(world.state / "index")
@@ -208,6 +253,9 @@ def judged(world: World, seen: Seen, *, latency: bool) -> tuple[dict[str, Any], 
         for name, values in latencies.items()
     }
     limit = DEADLINE_SECONDS + TOLERANCE_SECONDS
+    during: Counter[str] = Counter()
+    for begun in seen.started[latencies["without the machine's stalls"] > limit].tolist():
+        during[next((name for name, since, until in seen.target.spans if since <= begun < until), "no fault")] += 1  # fmt: skip
     late = float(np.percentile(latencies["without the machine's stalls"], 99.9))
     expect(
         late <= limit or not latency, f"p99.9 is {late * 1e3:.1f} ms, which is more than {limit * 1e3:.0f} ms"
@@ -225,15 +273,17 @@ def judged(world: World, seen: Seen, *, latency: bool) -> tuple[dict[str, Any], 
     facts = {
         "requests answered": statuses.total(),
         "a second": round(statuses.total() / seen.elapsed),
-        "faults": dict(seen.faults),
+        "faults": dict(seen.target.done),
         "answers": {model: dict(counts.most_common()) for model, counts in answers.items()},
         "milliseconds": percentiles,
+        "answers later than the limit, by what was being done": dict(during.most_common()),
         "connections cut and requests sent again": len(cut),
         "longest wait of these, in ms": round(max(cut, default=0.0) * 1e3, 1),
         "logged": len(said),
         "not logged, and said so": sum(outcome.unlogged for outcome in seen.outcomes),
         "in the log, their connection cut before the answer": len(kept) - len(set(said)),
         "events acknowledged": len(acknowledged),
+        "events refused at first": dict(refused.most_common()),
         "vectors proved": proof.vectors,
         "vectors different": proof.different,
     }

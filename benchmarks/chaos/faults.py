@@ -6,9 +6,13 @@ import asyncio
 import contextlib
 import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +20,10 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.chaos.world import MOODS, World
+from benchmarks.chaos.damage import unreadable
+from benchmarks.chaos.world import World
+from sameworld.server.client import Client
+from sameworld.stores.lmdb import Index
 
 
 @dataclass(frozen=True)
@@ -26,14 +33,24 @@ class Target:
     Args:
         world: what it serves.
         port: where.
+        client: speaks to it.
         random: chooses whom it hits.
+        seconds: how long a fault lasts that is taken away again.
+        disk_bytes: of the disk of its own that the state lies on; 0 where it has none.
         done: what was done, and how often.
+        acknowledged: the keys of events that were sent from here.
+        spans: what was done when: its name, and from when to when in seconds on the machine's steady clock.
     """
 
     world: World
     port: int
+    client: Client
     random: random.Random
+    seconds: float = 1.0
+    disk_bytes: int = 0
     done: Counter[str] = field(default_factory=Counter[str])
+    acknowledged: list[str] = field(default_factory=list[str])
+    spans: list[tuple[str, float, float]] = field(default_factory=list[tuple[str, float, float]])
 
     def workers(self) -> list[dict[str, Any]]:
         return msgspec.json.decode((self.world.state / f"workers-{self.port}.json").read_bytes())["workers"]
@@ -60,22 +77,126 @@ async def kill_guarded(target: Target) -> None:
     target.done["killed guarded"] += len(children)
 
 
-async def misbehave(target: Target, mood: str) -> None:
-    """Install a model that misbehaves, for a while."""
-    target.world.set_mood(mood)
+async def install(target: Target, mood: str) -> None:
+    """Have the server serve a guarded model that misbehaves once it is loaded, and then the one that behaves."""
+    await swap(target, "moody", target.world.moody[mood])
     target.done[f"model: {mood}"] += 1
-    await asyncio.sleep(1.0)
-    target.world.set_mood("")
+    await asyncio.sleep(target.seconds)
+    await swap(target, "moody", target.world.moody[""])
 
 
-FAULTS: list[Fault] = [
-    kill_worker,
-    kill_guarded,
-    *(partial(misbehave, mood=mood) for mood in MOODS[:5]),
-    freeze_worker,
-    *(partial(misbehave, mood=mood) for mood in MOODS[5:]),
-]
-"""In the order in which they are done, again and again."""
+async def swap(target: Target, model: str, address: str) -> None:
+    """Serve another version, in every worker."""
+    body = msgspec.json.encode({"version": address})
+    answer = await target.client.request("POST", f"/control/models/{model}", body)
+    if answer.status == 503:  # there is no room to record it
+        target.done["swaps refused"] += 1
+        return
+    assert answer.status == 200, answer.body.decode()
+    target.done["swaps"] += 1
+
+
+async def hold_store(target: Target) -> None:
+    """Delay the store: another process takes the lock under which events are written, is frozen with it and then killed."""
+    holder = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _HOLDER, str(target.world.state / "index"), stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    await holder.stdout.readline()
+    holder.send_signal(signal.SIGSTOP)
+    await asyncio.sleep(target.seconds)
+    holder.kill()
+    await holder.wait()
+    target.done["store held"] += 1
+
+
+_HOLDER = """
+import lmdb, signal, sys
+txn = lmdb.open(sys.argv[1], map_size=1 << 40, max_dbs=8, max_readers=1024, sync=False).begin(write=True)
+print("held", flush=True)
+signal.pause()
+"""
+
+
+async def damage_store(target: Target) -> None:
+    """Break the store: no page of the index says any more what it is, so that nothing can be read."""
+    await asyncio.to_thread(_damage, target.world.state / "index", target.seconds)
+    target.done["store damaged"] += 1
+
+
+def _damage(folder: Path, seconds: float) -> None:
+    index = Index(folder)
+    with index.write(), unreadable(folder / "data.mdb"):
+        time.sleep(seconds)
+    index.close()
+
+
+async def corrupt_values(target: Target) -> None:
+    """Send events and requests with values that no model was trained on; what is no value at all must be refused."""
+    for amount in ("null", "-0.0", "5e-324", "1.7976931348623157e308", "-1e308", "1e999", "NaN", '"much"'):
+        target.done["corrupt events"] += 1
+        key = f"corrupt-{target.done['corrupt events']}"
+        event = (
+            f'{{"order_id":"{key}","user":"u{target.random.randrange(5)}","shop":null,"amount":{amount},'
+            f'"ordered_at":"{target.random.choice(_TIMES)}"}}'
+        )
+        status = 503
+        while status == 503:
+            body = f'{{"events":[{event}]}}'.encode()
+            answer = await target.client.request("POST", "/v1/sources/orders/events", body, key=key)
+            status = answer.status
+        assert status in (200, 400), answer.body.decode()
+        assert (status == 400) == (amount in _NO_NUMBERS), answer.body.decode()
+        if status == 200:
+            target.acknowledged.append(key)
+    for basket in ("null", "-0.0", "5e-324", "-1.7976931348623157e308"):
+        body = f'{{"request":{{"user":"u{target.random.randrange(5)}","shop":null,"basket":{basket}}}}}'
+        answer = await target.client.request("POST", "/v1/models/steady/predict", body.encode())
+        assert answer.status == 200, answer.body.decode()
+
+
+_NO_NUMBERS = ("1e999", "NaN", '"much"')
+_TIMES = ("0001-01-01T00:00:00Z", "2026-01-01T00:00:00Z", "9999-12-31T23:59:59Z")
+
+
+async def fill_disk(target: Target) -> None:
+    """Let the disk that the state lies on have no room."""
+    if not target.disk_bytes:
+        return
+    room = _ROOM
+    while not await _resize(target.world.state, shutil.disk_usage(target.world.state).used + room):
+        room *= 2  # more has been written meanwhile
+    await asyncio.sleep(target.seconds)
+    assert await _resize(target.world.state, target.disk_bytes)
+    target.done["disk filled"] += 1
+
+
+async def _resize(disk: Path, size: int) -> bool:
+    """Give a disk in memory another size; tell whether what is on it fits."""
+    mount = await asyncio.create_subprocess_exec(
+        "mount", "-o", f"remount,size={size}", str(disk), stderr=subprocess.DEVNULL
+    )
+    return await mount.wait() == 0
+
+
+_ROOM = 1 << 13
+
+
+def faults(moods: Sequence[str]) -> list[Fault]:
+    """Give what is done, in this order, again and again; the guarded model is installed in these moods."""
+    installs = [partial(install, mood=mood) for mood in moods]
+    return [
+        hold_store,
+        corrupt_values,
+        damage_store,
+        fill_disk,
+        kill_worker,
+        *installs[:3],
+        kill_guarded,
+        *installs[3:5],
+        freeze_worker,
+        *installs[5:],
+    ]
 
 
 async def _hit(target: Target, number: signal.Signals, what: str) -> None:

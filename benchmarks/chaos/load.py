@@ -17,6 +17,7 @@ import msgspec
 
 _MODELS = ("steady", "steady", "moody")
 _EVENTS_EVERY = 50
+_AGAIN_SECONDS = 0.1
 _decode = msgspec.json.Decoder().decode
 
 
@@ -30,6 +31,7 @@ class Outcome(msgspec.Struct):
         logged: the ids of answers that were said to be logged.
         unlogged: how many were not.
         acknowledged: the keys of acknowledged events.
+        refused: why events were not taken at first -> how often; they are sent again until they are.
         cut: when each request that had no answer yet lost its connection, and how long it had been waiting.
     """
 
@@ -40,6 +42,7 @@ class Outcome(msgspec.Struct):
     logged: list[str] = []
     unlogged: int = 0
     acknowledged: list[str] = []
+    refused: dict[str, int] = {}
     cut: list[tuple[float, float]] = []
 
 
@@ -78,7 +81,11 @@ class Load:
                         streams = await asyncio.open_connection("127.0.0.1", self._port)
                         started = time.monotonic()
                     status, body, closing = await _exchange(*streams, message)
-                    break
+                    if not key or status != 503:
+                        break
+                    why = _decode(body)["what"]
+                    self.outcome.refused[why] = self.outcome.refused.get(why, 0) + 1
+                    await asyncio.sleep(_AGAIN_SECONDS)
                 except (OSError, asyncio.IncompleteReadError):
                     self.outcome.cut.append((started, time.monotonic() - started))
                     if streams is not None:

@@ -33,7 +33,7 @@ async def measured(world: World) -> None:
     server = Server(config)
     server.store.fill(DuckDBEngine(world.folder))
     server.start()
-    lane = server._models["moody"].lane
+    lane = server.portfolio.models["moody"].lane
     assert isinstance(lane, GuardedLane)
     known: list[float] = []
     fail = lane._fail

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,22 +44,29 @@ common = {
 steady = sw.Model("steady", estimator=LGBMClassifier(n_estimators=100, n_jobs=1), **common)
 moody = sw.Model("moody", estimator=Moody(MOOD), calibration=None, **common)
 '''
+MOOD_FILE = "mood"
 
-ESTIMATOR = '''"""An estimator that misbehaves as a file says."""
+ESTIMATOR = '''"""An estimator that misbehaves as a file says; or by itself, but not while it is trained and loaded."""
 
 import ctypes
 import os
+import resource
 import time
 
 import numpy as np
 
 
+def is_served():
+    """A server limits the memory of its process once the model is loaded."""
+    return resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
+
+
 class Moody:
-    def __init__(self, mood):
-        self.mood = mood
+    def __init__(self, file, mood=""):
+        self.file, self.mood = file, mood
 
     def get_params(self, deep=False):
-        return {"mood": self.mood}
+        return {"file": self.file, "mood": self.mood}
 
     def fit(self, rows, label):
         self.mean = float(label.mean())
@@ -68,11 +76,12 @@ class Moody:
         return self.predict_proba(rows)[:, 1]
 
     def predict_proba(self, rows):
+        mood = self.mood if is_served() else ""
         try:
-            with open(self.mood) as file:
+            with open(self.file) as file:
                 mood = file.read()
         except FileNotFoundError:
-            mood = ""
+            pass
         p = np.full(len(rows), self.mean)
         match mood:
             case "hang":
@@ -80,7 +89,7 @@ class Moody:
             case "hang in C":
                 ctypes.PyDLL(None).usleep(10_000_000)
             case "spin":
-                while os.path.exists(self.mood):
+                while self.mood or os.path.exists(self.file):
                     sum(range(1000))
             case "crash":
                 ctypes.string_at(0)
@@ -102,9 +111,16 @@ class Moody:
 
 @dataclass(frozen=True)
 class World:
-    """A trained world under one folder."""
+    """A trained world under one folder.
+
+    Args:
+        steady: the addresses of bundles of the native model, which are as good as each other.
+        moody: mood -> address of a bundle of the guarded model; "" behaves.
+    """
 
     folder: Path
+    steady: Sequence[str]
+    moody: Mapping[str, str]
 
     @property
     def file(self) -> Path:
@@ -121,15 +137,15 @@ class World:
     def set_mood(self, mood: str) -> None:
         """Let the guarded model misbehave, or behave (no mood), from its next call on."""
         if not mood:
-            (self.folder / "mood").unlink(missing_ok=True)
+            (self.folder / MOOD_FILE).unlink(missing_ok=True)
             return
         fresh = self.folder / ".mood"
         fresh.write_text(mood)
-        fresh.rename(self.folder / "mood")
+        fresh.rename(self.folder / MOOD_FILE)
 
 
-def make(folder: Path) -> World:
-    """Lay the world out and train its models."""
+def make(folder: Path, moods: Sequence[str] = ()) -> World:
+    """Lay the world out and train its models, the guarded one in these moods, too."""
     random = np.random.default_rng(7)
     count = 2000
     at = np.sort(random.integers(_BEGIN, _BEGIN + _DAYS * 86400 * _SECOND, count))
@@ -162,9 +178,21 @@ def make(folder: Path) -> World:
     folder.mkdir(parents=True, exist_ok=True)
     for name, columns in tables.items():
         pq.write_table(pa.table(columns), folder / f"{name}.parquet")
-    world = World(folder)
     (folder / "moody.py").write_text(ESTIMATOR)
-    world.file.write_text(WORLD.replace("MOOD)", f"{str(folder / 'mood')!r})"))
-    for model in load_world(world.file).models.values():
-        train(model, registry=world.registry, folder=folder)
-    return world
+
+    def trained(name: str, file: str, trees: int = 100, mood: str = "") -> str:
+        moody = f"{str(folder / MOOD_FILE)!r}, {mood!r}"
+        text = WORLD.replace("Moody(MOOD)", f"Moody({moody})").replace("=100,", f"={trees},")
+        (folder / file).write_text(text)
+        model = load_world(folder / file).models[name]
+        return train(model, registry=folder / "registry", folder=folder).bundle.address
+
+    # Each from a file of its own: Python would take one that is changed within a second for the same.
+    moody = {mood: trained("moody", f"moody_{n}.py", mood=mood) for n, mood in enumerate(moods)}
+    steady = [trained("steady", "fewer_trees.py", trees=80)]
+    # Last what is served at first.
+    return World(
+        folder,
+        [*steady, trained("steady", "world.py")],
+        {**moody, "": trained("moody", "world.py")},
+    )
