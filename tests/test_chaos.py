@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_every_promise_is_kept_while_things_are_broken() -> None:
     paths = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
     # Where tests run, others use the machine: latencies are not judged.
-    size = ["--requests", "1500", "--rate", "250", "--connections", "16", "--no-latency"]
+    size = ["--requests", "800", "--rate", "200", "--connections", "16", "--no-latency"]
     size += ["--moods", "1", "--seconds", "0.3"]
 
     done = subprocess.run(
@@ -36,10 +36,10 @@ def test_every_promise_is_kept_while_things_are_broken() -> None:
     done_once = ["store held", "corrupt events", "store damaged", "killed worker"]
     assert all(facts["faults"][fault] >= 1 for fault in done_once)
     assert facts["faults"]["swaps"] >= 3
-    assert facts["requests answered"] == 1500
-    assert facts["vectors proved"] > 300
-    assert facts["events acknowledged"] > 20
-    assert facts["answers"]["steady"]["model"] > 300
+    assert facts["requests answered"] == 800
+    assert facts["vectors proved"] > 200
+    assert facts["events acknowledged"] > 10
+    assert facts["answers"]["steady"]["model"] > 200
 
 
 def test_stalls_are_taken_from_the_requests_they_hit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.chaos.faults import Target, faults, swap
+from benchmarks.chaos.faults import LAST_OF_SHORT_RUNS, Target, faults, swap
 from benchmarks.chaos.load import Outcome
 from benchmarks.chaos.stalls import overlapping
 from benchmarks.chaos.world import DEADLINE_SECONDS, MOODS, World, make
@@ -139,9 +138,8 @@ async def broken(world: World, options: argparse.Namespace, disk_bytes: int) -> 
         with _process(["benchmarks.chaos.stalls", str(world.folder / "stalls")]) as canary:
             load = [asyncio.create_task(_load(world, port, number, options)) for number in range(_LOADERS)]
             ended = asyncio.Event()
-            if options.no_faults:
-                ended.set()
-            breaking = asyncio.gather(_break(target, ended), _swap(target, ended))
+            harm = [] if options.no_faults else [_break(target, ended), _swap(target, ended)]
+            breaking = asyncio.gather(*harm)
             outcomes = await asyncio.gather(*load)
             elapsed = time.monotonic() - begun
             ended.set()
@@ -190,12 +188,12 @@ async def _load(world: World, port: int, number: int, options: argparse.Namespac
 
 
 async def _break(target: Target, ended: asyncio.Event) -> None:
-    for fault in itertools.cycle(faults([mood for mood in target.world.moody if mood])):
-        if ended.is_set():
+    by_name = faults([mood for mood in target.world.moody if mood])
+    for name, fault in itertools.cycle(by_name.items()):
+        if ended.is_set() and any(done == LAST_OF_SHORT_RUNS for done, _, _ in target.spans):
             return
         begun = time.monotonic()
         await fault(target)
-        name = " ".join([fault.func.__name__, *fault.keywords.values()]) if isinstance(fault, partial) else fault.__name__  # fmt: skip
         target.spans.append((name, begun, time.monotonic()))
         await asyncio.sleep(0.3)
 

@@ -182,21 +182,23 @@ async def _resize(disk: Path, size: int) -> bool:
 _ROOM = 1 << 13
 
 
-def faults(moods: Sequence[str]) -> list[Fault]:
-    """Give what is done, in this order, again and again; the guarded model is installed in these moods."""
-    installs = [partial(install, mood=mood) for mood in moods]
-    return [
-        hold_store,
-        corrupt_values,
-        damage_store,
-        fill_disk,
-        kill_worker,
-        *installs[:3],
-        kill_guarded,
-        *installs[3:5],
-        freeze_worker,
-        *installs[5:],
-    ]
+def faults(moods: Sequence[str]) -> dict[str, Fault]:
+    """Give what is done, in this order, again and again, by name; the guarded model is installed in these moods."""
+    installs = {f"model: {mood}": partial(install, mood=mood) for mood in moods}
+    others: dict[str, Fault] = {
+        "hold store": hold_store,
+        "corrupt values": corrupt_values,
+        "damage store": damage_store,
+        "fill disk": fill_disk,
+        LAST_OF_SHORT_RUNS: kill_worker,
+        "kill guarded": kill_guarded,
+        "freeze worker": freeze_worker,
+    }
+    return {**others, **installs}
+
+
+LAST_OF_SHORT_RUNS = "kill worker"
+"""However short a run is, it comes to this."""
 
 
 async def _hit(target: Target, number: signal.Signals, what: str) -> None:
