@@ -86,12 +86,12 @@ async def install(target: Target, mood: str) -> None:
 
 
 async def swap(target: Target, model: str, address: str) -> None:
-    """Serve another version, in every worker."""
+    """Serve another version, in every worker; tried again while the store or its disk does not allow it."""
     body = msgspec.json.encode({"version": address})
-    answer = await target.client.request("POST", f"/control/models/{model}", body)
-    if answer.status == 503:  # there is no room to record it
+    path = f"/control/models/{model}"
+    while (answer := await target.client.request("POST", path, body)).status == 503:
         target.done["swaps refused"] += 1
-        return
+        await asyncio.sleep(0.1)
     assert answer.status == 200, answer.body.decode()
     target.done["swaps"] += 1
 
