@@ -127,7 +127,7 @@ def test_the_calibration_slice_is_later_than_what_was_learnt(tmp_path: Path) -> 
         moments(),
         above(outcomes(alternating())),
         engine=_engine(),
-        until=lambda _: START + 202 * HOUR,
+        until=START + 202 * HOUR,
     )
     chosen = model(above(outcomes(alternating())), estimator=Recorder())
     # when
@@ -372,7 +372,7 @@ def test_a_model_read_from_a_bundle_cannot_be_trained(tmp_path: Path) -> None:
         moments(),
         above(outcomes(alternating())),
         engine=_engine(),
-        until=lambda _: START + 300 * HOUR,
+        until=START + 300 * HOUR,
     )
     with pytest.raises(TrainingError, match="was read from a bundle"):
         fit(loaded, data, registry=_registry(tmp_path), world="as_of")

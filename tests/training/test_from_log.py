@@ -19,7 +19,8 @@ import sameworld as sw
 from sameworld.errors import DataError, DefinitionError
 from sameworld.evaluation.prove import same_bits
 from sameworld.stores.prediction_log import Prediction, column_of
-from sameworld.training.fit import train
+from sameworld.training.bundle import Registry
+from sameworld.training.fit import Trained, train
 from sameworld.training.training_set import problems_of
 
 KNOWN = END + 30 * DAY
@@ -244,6 +245,72 @@ def test_what_is_wrong_with_it_is_said_where_it_is_written() -> None:
 def test_the_time_needs_a_name_of_its_own(played_world: SmallWorld) -> None:
     with pytest.raises(DataError, match="have a field 'basket', which is what the column of the time"):
         training_set(played_world, from_log(at="basket"))
+
+
+def asks(world: SmallWorld, columns: str = "*", where: str = "true") -> sw.Moments:
+    query = f"SELECT {columns} FROM '{world.folder}/data/asks.parquet' WHERE {where} ORDER BY asked_at"
+    return sw.Moments(query, at="asked_at")
+
+
+def retrained(
+    world: SmallWorld, registry: Path, *moments: sw.Moments, calibration: str | None = None
+) -> Trained:
+    """Train "plain" at the end of what was played, from several tables of moments."""
+    model = world.load().models["plain"]
+    model = msgspec.structs.replace(model, moments=moments[0], calibration=calibration)
+    return train(model, also=moments[1:], registry=registry, until=END, as_of=KNOWN, folder=world.folder)
+
+
+BEFORE, SINCE = (f"asked_at {side} make_timestamptz({UNTIL})" for side in ("<", ">="))
+
+
+def test_learning_from_history_and_from_what_was_served_since_is_learning_from_all(
+    played_world: SmallWorld, tmp_path: Path
+) -> None:
+    history, since = asks(played_world, where=BEFORE), asks(played_world, where=SINCE)
+    served = from_log(features="served")
+
+    told = [
+        retrained(played_world, tmp_path, *moments)
+        for moments in ([asks(played_world)], [history, served], [history, since], [history])
+    ]
+
+    trees = [one.bundle.estimator.model_to_string() for one in told]
+    assert trees[0] == trees[1] == trees[2] != trees[3]
+    (also,) = Registry(tmp_path).load(told[1].bundle.address).description.also
+    assert (also["data"]["model"], also["served"]) == ("plain", True)
+
+
+def test_each_table_of_moments_has_its_own_calibration_slice(
+    played_world: SmallWorld, tmp_path: Path
+) -> None:
+    """By time alone, what was served last would all calibrate, and nothing would be learnt from it."""
+    history = asks(played_world, where=BEFORE)
+    alone = retrained(played_world, tmp_path, history, calibration="isotonic").rows
+    served = retrained(played_world, tmp_path, from_log(), calibration="isotonic").rows
+
+    both = retrained(
+        played_world, tmp_path, history, from_log(features="served"), calibration="isotonic"
+    ).rows
+
+    assert served["fit"] > served["calibration"] > 0
+    for name in ("fit", "calibration"):
+        assert both[name] == alone[name] + served[name]
+
+
+def test_moments_with_other_fields_are_not_learnt_from_together(
+    played_world: SmallWorld, tmp_path: Path
+) -> None:
+    other = asks(played_world, "* EXCLUDE (basket), basket::INTEGER AS basket, 'web' AS channel")
+    with pytest.raises(DataError) as raised:
+        retrained(played_world, tmp_path, asks(played_world), from_log(), other)
+    assert raised.value.text() == (
+        "Two tables of moments do not have the same fields.\n"
+        "  in: also[1]\n"
+        "  expected: basket: float, channel: none\n"
+        "  found: basket: integer, channel: text\n"
+        "  do: give both the same columns, in the same types."
+    )
 
 
 def test_models_keep_their_contents(trained_world: SmallWorld) -> None:

@@ -75,6 +75,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     scores: dict[str, list[float]]
     environment: dict[str, str]
     parts: list[How | None] = []
+    also: list[Any] = []
 
 
 class Bundle:

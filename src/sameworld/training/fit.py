@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from sameworld.definitions.estimator import Estimator
 from sameworld.definitions.fallbacks import Rate, Rule, Smaller, Without, tier_name
 from sameworld.definitions.feature import Category, Derive, Field
 from sameworld.definitions.model import Model, as_json
+from sameworld.definitions.moments import Moments
 from sameworld.definitions.parts import RULE, feature_columns, features_seen, plain, with_inputs
 from sameworld.engines.cache import cache_folder
 from sameworld.engines.duckdb import DuckDBEngine
@@ -39,9 +40,11 @@ from sameworld.training.bundle import (
 )
 from sameworld.training.encoding import ColumnEncoding, learn, matrix
 from sameworld.training.fitted import How, is_native, raw_scores
+from sameworld.training.joined import joined
 from sameworld.training.metrics import Score, log_loss, roc_auc, root_mean_squared_error
+from sameworld.training.moments import read_moments
 from sameworld.training.row_independence import check_row_independence
-from sameworld.training.training_set import Say, TrainingSet, compute, silent
+from sameworld.training.training_set import Say, TrainingSet, planned, silent
 
 _CALIBRATION_SHARE = 0.2
 _SELFTEST_ROWS = 64
@@ -73,6 +76,7 @@ class Trained:
 def train(
     model: Model,
     *,
+    also: Sequence[Moments] = (),
     registry: Registry | Path | str = ".sameworld",
     world: World = "as_of",
     until: int | None = None,
@@ -85,6 +89,8 @@ def train(
 
     Args:
         model: what to train.
+        also: moments to learn from beside the model's own, such as what was served since: `sw.Moments.from_log(model, features="served")`. No moment
+            should be in two of them.
         registry: where the bundle goes.
         world: in which world features are computed; labels are the same in both.
         until: microseconds since 1970, the time of training: only examples whose label has matured by then are learnt from, everything asked after
@@ -101,19 +107,29 @@ def train(
     registry = registry if isinstance(registry, Registry) else Registry(Path(registry))
     seconds: dict[str, float] = {}
     clock = time.perf_counter()
-    data = compute(
-        model.features,
-        model.moments,
-        model.label,
-        engine=engine or DuckDBEngine(folder, cache=cache_folder(folder, True), say=say),
-        world=world,
-        as_of=as_of,
-        fallbacks=model.fallbacks,
-        until=lambda at: int(np.quantile(at, _LATEST_SHARE, method="lower")) if until is None else until,
-        say=say,
-    )
+    engine = engine or DuckDBEngine(folder, cache=cache_folder(folder, True), say=say)
+    as_of = time.time_ns() // 1000 if as_of is None else as_of
+    plans = [
+        planned(
+            model.features,
+            moments,
+            model.label,
+            engine=engine,
+            world=world,
+            as_of=as_of,
+            fallbacks=model.fallbacks,
+        )
+        for moments in (model.moments, *also)
+    ]
+    read = [read_moments(engine, plan.moments) for plan in plans]
+    at = np.concatenate([moments.at for moments in read])
+    if until is None and at.size:
+        until = int(np.quantile(at, _LATEST_SHARE, method="lower"))
+    for plan, moments in zip(plans, read, strict=True):
+        say(plan.summary(moments.at.size))
+    data = joined([plan.at(moments, until) for plan, moments in zip(plans, read, strict=True)])
     seconds["training set"] = time.perf_counter() - clock
-    return fit(model, data, registry=registry, world=world, say=say, seconds=seconds)
+    return fit(model, data, registry=registry, world=world, also=also, say=say, seconds=seconds)
 
 
 def fit(
@@ -122,6 +138,7 @@ def fit(
     *,
     registry: Registry,
     world: World,
+    also: Sequence[Moments] = (),
     say: Say = silent,
     seconds: dict[str, float] | None = None,
 ) -> Trained:
@@ -165,6 +182,7 @@ def fit(
         scores={},
         environment=environment(),
         parts=parts,
+        also=[as_json(moments) for moments in also],
     )
     bundle = Bundle(description, model, own.estimator, others=others)
     metric, scores = _scores(model, bundle, data, label, encoded, testing)
@@ -204,7 +222,12 @@ def _slices(
             found=f"{at.size:,} moments, of which {int(known.sum()):,} had matured and {int(usable.sum()):,} of these have a label",
             do="train later, or give older moments.",
         )
-    border = int(np.quantile(at[usable], 1 - _CALIBRATION_SHARE, method="lower"))
+    # Each table has its own last slice: else all that was served since would calibrate, and nothing be learnt from it.
+    border = np.full(at.size, until, np.int64)
+    tables = np.zeros(at.size, np.int64) if data.table is None else data.table
+    for number in np.unique(tables[usable]):
+        own = tables == number
+        border[own] = np.quantile(at[usable & own], 1 - _CALIBRATION_SHARE, method="lower")
     calibrated = model.calibration is not None and model.output == "probability"
     # What the first slice learns from had matured when the calibration slice began, as it will have in production.
     learnable = usable & (at + takes < border) if calibrated else usable

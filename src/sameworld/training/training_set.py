@@ -54,6 +54,7 @@ class TrainingSet:
         label_then: the label as known at `until`.
         schemas: source content -> pinned schema.
         request: request field -> family.
+        table: shape (moments,), the number of the table of moments that each is of; None when there is one.
     """
 
     moments: MomentTable
@@ -64,6 +65,7 @@ class TrainingSet:
     request: dict[str, str]
     until: int | None = None
     label_then: pa.Array | None = None
+    table: NDArray[np.int64] | None = None
 
 
 def training_set(
@@ -172,12 +174,12 @@ class Plan:
         count = "moments" if moments is None else f"{moments:,} moments"
         return f"{count}, {len(self.features)} features of {len(self.sources)} sources ({self.world})"
 
-    def at(self, read: MomentTable, until: Callable[[NDArray[np.int64]], int] | None = None) -> TrainingSet:
+    def at(self, read: MomentTable, until: int | None = None) -> TrainingSet:
         """Compute features and labels at some moments; each moment's are its own, whatever others are with it.
 
         Args:
             read: the moments.
-            until: gives the time of training from the moments' times; the label is computed as known then, too.
+            until: microseconds, the time of training; the label is computed as known then, too.
         """
         aggregates: Mapping[str, pa.Array] = {}
         if read.served is None:
@@ -186,14 +188,13 @@ class Plan:
                 self.groupings, self.schemas, asked, rows=self.rows, world=self.world
             )
         outcome = label_then = None
-        trained_at = until(read.at) if until is not None and read.at.size else None
         if self.label is not None:
             about = (self.label, self.engine, self.schemas, read)
             outcome = label_at(*about, self.as_of, self.outcomes)
-            if trained_at is not None:
-                label_then = label_at(*about, trained_at, self.outcomes)
+            if until is not None:
+                label_then = label_at(*about, until, self.outcomes)
         computed = self.computed(read, aggregates, outcome)
-        return dataclasses.replace(computed, until=trained_at, label_then=label_then)
+        return dataclasses.replace(computed, until=until, label_then=label_then)
 
     def computed(
         self, read: MomentTable, aggregates: Mapping[str, pa.Array], outcome: pa.Array | None
@@ -265,7 +266,7 @@ def compute(
     as_of: int | None = None,
     rows: Mapping[str, Rows] | None = None,
     fallbacks: Sequence[Fallback] = (),
-    until: Callable[[NDArray[np.int64]], int] | None = None,
+    until: int | None = None,
     say: Say = silent,
 ) -> TrainingSet:
     """Compute features and labels at moments; see `training_set`.
@@ -273,7 +274,7 @@ def compute(
     Args:
         rows: source content -> where its rows are, when not just in its data.
         fallbacks: of the model, to be checked with the rest.
-        until: gives the time of training from the moments' times; the label is computed as known then, too.
+        until: microseconds, the time of training; the label is computed as known then, too.
         say: told what is being done.
     """
     plan = planned(
