@@ -261,6 +261,8 @@ print((path / "data").read_text())
 
 
 HOLD = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may have it ignored
 print("asking", flush=True)
 with cache.lock("rows", "abcd"):
     print("holding", flush=True)
