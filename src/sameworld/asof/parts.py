@@ -126,6 +126,7 @@ class Parts:
     def close(self) -> None:
         """Let go of all rows."""
         self._batches.clear()
+        self._mapped.clear()
 
 
 def parts_for(rows: int, groups: int) -> int:

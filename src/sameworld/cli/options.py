@@ -76,3 +76,12 @@ against_option = click.option(
     show_default=True,
     help="log: files up to the cutover and the event log after it. files: the files alone.",
 )
+
+
+in_world_option = click.option(
+    "--in-world",
+    type=click.Choice(["as_of", "event_time"]),
+    default="as_of",
+    show_default=True,
+    help="event_time: as a join on event times would have it.",
+)

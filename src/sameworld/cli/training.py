@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from sameworld.cli import show
-from sameworld.cli.options import common, registry_option
+from sameworld.cli.options import common, in_world_option, registry_option
 from sameworld.errors import Problems
 
 
@@ -52,13 +52,7 @@ def check(world: Path, as_json: bool) -> None:
     "--until",
     help="The time of training, ISO 8601; what was asked after it is for the score. By default 85 % of the moments come before.",
 )
-@click.option(
-    "--in-world",
-    type=click.Choice(["as_of", "event_time"]),
-    default="as_of",
-    show_default=True,
-    help="event_time: as a join on event times would have it.",
-)
+@in_world_option
 def train(
     model: str | None, world: Path, as_json: bool, registry: Path, until: str | None, in_world: Any
 ) -> None:
@@ -136,13 +130,7 @@ def train(
     "--as-of",
     help="ISO 8601: labels are as known then. By default that of the run that goes on; now for a new one.",
 )
-@click.option(
-    "--in-world",
-    type=click.Choice(["as_of", "event_time"]),
-    default="as_of",
-    show_default=True,
-    help="event_time: as a join on event times would have it.",
-)
+@in_world_option
 @click.option("--overwrite", is_flag=True, help="Replace another training set that is in the folder.")
 def training_set(
     model: str | None,

@@ -227,14 +227,21 @@ class PrepareBatches:
     cutover: int | None
 
     def __call__(self, batches: Blobs) -> Blobs:
-        first = next(batches, None)
-        if first is None:
+        reader = _reader(batches)
+        if reader is None:
             return
-        reader = pa.RecordBatchReader.from_batches(first.schema, itertools.chain([first], batches))
         with connected() as con:
             con.register("raw", reader)
             relation = f"(SELECT {_typed(self.question.schema)} FROM raw)"
             yield from prepared_blobs(con, self.question, relation, "a table", cutover=self.cutover)
+
+
+def _reader(batches: Blobs) -> pa.RecordBatchReader | None:
+    """Give batches as DuckDB reads them; None when there is none, which says no schema either."""
+    first = next(batches, None)
+    if first is None:
+        return None
+    return pa.RecordBatchReader.from_batches(first.schema, itertools.chain([first], batches))
 
 
 def prepared_blobs(
@@ -381,10 +388,9 @@ class Sums:
     schema: dict[str, str]
 
     def __call__(self, batches: Blobs) -> Blobs:
-        first = next(batches, None)
-        if first is None:
+        reader = _reader(batches)
+        if reader is None:
             return
-        reader = pa.RecordBatchReader.from_batches(first.schema, itertools.chain([first], batches))
         with connected() as con:
             con.register("raw", reader)
             found = con.execute(sums_sql(f"(SELECT {_typed(self.schema)} FROM raw)")).fetchall()[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 from pathlib import Path
 
@@ -69,17 +70,18 @@ class Rotating:
         flags = [] if self._keep_bytes is None else [f"--keep-bytes={self._keep_bytes}"]
         flags += [] if self._keep_days is None else [f"--keep-days={self._keep_days}"]
         try:
-            child = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "sameworld.stores.rotation", str(self._state), *flags
+            # Not the loop's own way to start it: see `guarded_child`.
+            child = subprocess.Popen(
+                [sys.executable, "-P", "-m", "sameworld.stores.rotation", str(self._state), *flags]
             )
         except OSError:
             return False
         try:
-            return await child.wait() == 0
+            return await asyncio.to_thread(child.wait) == 0
         finally:
-            if child.returncode is None:  # this is being stopped; whoever rotates next does it again
+            if child.poll() is None:  # this is being stopped; whoever rotates next does it again
                 child.kill()
-                await child.wait()
+                child.wait()
 
     async def stop(self) -> None:
         """Stop looking, close the log and rotate all of it."""
