@@ -113,13 +113,13 @@ def test_an_entity_is_fetched_once_for_all_models_of_a_micro_batch(
         alone = {model: ask(server, model)["value"] for model in world.models}
         fetched: list[tuple[bytes, Any]] = []
         index = server.client.server.store.index
-        entity = index.entity
+        chunks_of = index.chunks_of
 
-        def counted(txn: Any, place: bytes, reach: Any, key: Any, t: int) -> Any:
-            fetched.append((place, tuple(key)))
-            return entity(txn, place, reach, key, t)
+        def counted(txn: Any, place: bytes, reach: Any, keys: Any, t: int) -> Any:
+            fetched.extend((place, tuple(key)) for key in keys)
+            return chunks_of(txn, place, reach, keys, t)
 
-        monkeypatch.setattr(index, "entity", counted)
+        monkeypatch.setattr(index, "chunks_of", counted)
 
         async def together() -> list[Any]:
             served = server.client.server.portfolio.models

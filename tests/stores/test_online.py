@@ -596,8 +596,8 @@ def test_the_latest_rows_of_all_history_are_found_however_far_back_they_are(want
         reach = here.store.reach(here.store.groupings[0])
         with here.store.index.read() as txn:
             place = here.store.kept(txn).groupings[reach.content].prefix
-            parts = here.store.index.entity(txn, place, reach, ["a"], here.moment())
-        assert min(int(rows[0, 0]) for rows, _ in parts) >= -3
+            (chunks,) = here.store.index.chunks_of(txn, place, reach, [["a"]], here.moment())
+            assert min(int(reach.layout.unpack(chunk)[0][0, 0]) for chunk in chunks) >= -3
 
 
 def test_a_decimal_is_read_digit_by_digit_and_refused_where_it_does_not_fit() -> None:

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import pyarrow as pa
-
 from sameworld.asof import values
-from sameworld.asof.values import Got
+from sameworld.asof.values import Got, Values
 
 # What the kernel keeps for a range of rows. COUNT: how many; SUM: an exact sum and how many; SQUARES: that and the exact sum of squares;
 # DISTINCT: how often each value is there; MIN, MAX: the extreme value; FIRST, LAST: which row, LATEST: which rows.
@@ -43,7 +41,7 @@ class Aggregation:
     gives: str
     empty: int | bool | str | None
     meaning: str
-    read: Callable[[Got], pa.Array]
+    read: Callable[[Got], Values]
     arguments: tuple[str, ...] = ()
 
     @property

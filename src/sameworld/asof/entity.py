@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numba
@@ -10,7 +11,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sameworld.asof.aggregations import DISTINCT, FIRST, LAST, LATEST, MAX, MIN, SQUARES, SUM
+from sameworld.asof.aggregations import (
+    AGGREGATIONS,
+    DISTINCT,
+    FIRST,
+    LAST,
+    LATEST,
+    MAX,
+    MIN,
+    SQUARES,
+    SUM,
+    value_family,
+)
+from sameworld.asof.column import ArrowColumn, Block, Column
 from sameworld.asof.columns import NO_WORDS, InputColumn, input_column
 from sameworld.asof.compiled import compiled
 from sameworld.asof.exact import HEADER, exponents_of, limbs_for
@@ -22,8 +35,9 @@ from sameworld.asof.exact_variance import (
 )
 from sameworld.asof.kernel import add, read
 from sameworld.asof.plan import Read
-from sameworld.asof.read import got_of, partials_of, words_for
+from sameworld.asof.read import got_of, partials_of, values_of, words_for
 from sameworld.asof.schedule import edge_time, first_at_or_after
+from sameworld.asof.values import Got
 
 # The words of a row as a store keeps it: int64 all of them, so that a run of rows is a table that is read where it lies.
 EVENT, AVAILABLE, SUPERSEDED, VERSION, TIE, FIRST_VALID = range(6)
@@ -31,6 +45,7 @@ VALID_BITS = 62
 
 _NO_VALID = np.zeros(0, np.uint8)
 _KEY = np.int64(0x7FFFFFFFFFFFFFFF)
+_IN_BLOCKS = ("float", "integer", "boolean", "instant")
 _words = numba.types.Array(numba.int64, 1, "C", readonly=True)
 _flags = numba.types.Array(numba.uint8, 1, "C", readonly=True)
 _table = numba.types.Array(numba.int64, 2, "C", readonly=True)
@@ -86,6 +101,8 @@ def read_entities(
                     row = low + step if op == FIRST else high - 1 - step
                     if valid[row] & mask != 0 and available[row] < t <= superseded[row]:
                         out[entity, to + found] = row
+                        if found == 0:
+                            out_words[entity, to] = words[row]
                         found += 1
                         if found == wanted[item]:
                             break
@@ -148,6 +165,34 @@ class Words:
         self.width = after
 
 
+@dataclass(frozen=True)
+class _Alike:
+    """Windows whose values are made in one go, since only their words differ.
+
+    Args:
+        read: one that they are of.
+        inputs: the read's, without their words.
+        names: of their columns.
+        places: for every input, the columns of what the kernel gives.
+    """
+
+    read: Read
+    inputs: list[InputColumn]
+    names: list[str]
+    places: list[list[int]]
+
+    def columns(
+        self, out: NDArray[np.int64], words: NDArray[np.int64], at: NDArray[np.int64]
+    ) -> list[Column]:
+        """Give a column a window; `out` and `words` have shape (kernel's columns, moments)."""
+        made: Got | None = None
+        for column, places in reversed(list(zip(self.inputs, self.places, strict=True))):
+            made = got_of(self.read, column, out[places], words[places], at, made)
+        assert made is not None
+        values = AGGREGATIONS[self.read.operation].read(made)
+        return Block(values.kind, values.values, values.none).columns()
+
+
 class EntityReads:
     """The reads of a grouping, laid out once for `read_entities`.
 
@@ -158,7 +203,8 @@ class EntityReads:
 
     def __init__(self, reads: Sequence[Read], words: Words) -> None:
         self._words = words
-        self._reads: list[tuple[str, Read, list[tuple[int, int, int]]]] = []
+        self._single: list[tuple[str, Read, list[tuple[int, int, int]]]] = []
+        self._alike: dict[Any, _Alike] = {}
         self._more: dict[tuple[int, int], int] = {}
         ops, valid, values, floats, wanted, columns, starts, ends = ([] for _ in range(8))
         width = 0
@@ -182,7 +228,7 @@ class EntityReads:
                     ends.append(end)
                     taken.append((partial, width, many))
                     width += many
-                self._reads.append((name, read_, taken))
+                self._add(name, read_, taken)
         self._width = width
         self._layout = (
             np.array(ops, np.int64),
@@ -196,6 +242,22 @@ class EntityReads:
             np.array(ends, np.int64),
         )
 
+    def _add(self, name: str, read_: Read, taken: list[tuple[int, int, int]]) -> None:
+        families = tuple(self._words.families[item] for item in read_.inputs)
+        kind = value_family(read_.operation, families[0])
+        if taken[0][0] == LATEST or kind not in _IN_BLOCKS:
+            self._single.append((name, read_, taken))
+            return
+        inputs = [InputColumn(family, NO_WORDS, _NO_VALID) for family in families]
+        # Other inputs are among the arguments of those that have several; their words are apart already.
+        arguments = read_.arguments if len(families) == 1 else read_.arguments[1:]
+        alike = self._alike.setdefault(
+            (read_.operation, families, arguments), _Alike(read_, inputs, [], [[] for _ in inputs])
+        )
+        alike.names.append(name)
+        for places, (_, to, _) in zip(alike.places, taken, strict=True):
+            places.append(to)
+
     def values(
         self,
         rows: NDArray[np.int64],
@@ -203,7 +265,7 @@ class EntityReads:
         t: int,
         texts: Mapping[int, NDArray[Any]],
         places: NDArray[np.int64] | None,
-    ) -> dict[str, pa.Array]:
+    ) -> dict[str, Column]:
         """Give every window of every read at one moment.
 
         Args:
@@ -213,14 +275,7 @@ class EntityReads:
             texts: input -> its texts, one a row, for the inputs that are text.
             places: which entity each value of the result is of; by default each once, in their order.
         """
-        inputs = [
-            input_column("text", pa.array(texts[number], pa.string()))
-            if family == "text"
-            else InputColumn(
-                family, NO_WORDS if family is None else rows[:, self._words.values[number]], _NO_VALID
-            )
-            for number, family in enumerate(self._words.families)
-        ]
+        inputs = self._inputs(rows, texts) if self._single or self._more else []
         more = np.empty((rows.shape[0], len(self._more)), np.int64)
         for (item, partial), place in self._more.items():
             more[:, place] = words_for(partial, inputs[item])[0]
@@ -230,12 +285,23 @@ class EntityReads:
         if places is not None:
             out, out_words = out[places], out_words[places]
         at = np.full(out.shape[0], t, np.int64)
-        event = rows[:, EVENT]
-        result: dict[str, pa.Array] = {}
-        for name, read_, taken in self._reads:
+        result: dict[str, Column] = {}
+        for alike in self._alike.values():
+            result.update(zip(alike.names, alike.columns(out.T, out_words.T, at), strict=True))
+        for name, read_, taken in self._single:
             kept = [
                 (out[:, to : to + many] if partial == LATEST else out[:, to], out_words[:, to])
                 for partial, to, many in taken
             ]
-            result[name] = got_of(read_, inputs, kept, event, at)
+            result[name] = ArrowColumn(values_of(read_, inputs, kept, at).arrow())
         return result
+
+    def _inputs(self, rows: NDArray[np.int64], texts: Mapping[int, NDArray[Any]]) -> list[InputColumn]:
+        return [
+            input_column("text", pa.array(texts[number], pa.string()))
+            if family == "text"
+            else InputColumn(
+                family, NO_WORDS if family is None else rows[:, self._words.values[number]], _NO_VALID
+            )
+            for number, family in enumerate(self._words.families)
+        ]

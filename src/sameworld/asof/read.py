@@ -29,7 +29,7 @@ from sameworld.asof.exact_variance import INTEGER_SQUARE_LIMBS, INTEGER_SUM_LIMB
 from sameworld.asof.plan import Read
 from sameworld.asof.schedule import Schedule, schedule_entities
 from sameworld.asof.threads import SERIAL, Threads
-from sameworld.asof.values import Got, as_float
+from sameworld.asof.values import Got, Values, as_float
 
 _NO_OUT = np.zeros((0, 0), np.int64)
 
@@ -84,22 +84,40 @@ def _turned(words: NDArray[np.int64]) -> NDArray[np.int64]:
     return words ^ ((words >> 63) & np.int64(0x7FFFFFFFFFFFFFFF))
 
 
-def got_of(
+def values_of(
     read: Read,
     inputs: Sequence[InputColumn],
     kept: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
-    event: NDArray[np.int64],
     at: NDArray[np.int64],
-) -> pa.Array:
+) -> Values:
     """Give a read's values over one window from what was kept of it (rows or counts, and words), one an input."""
     made: Got | None = None
-    partial = AGGREGATIONS[read.operation].partial
     for item, (out, words) in reversed(list(zip(read.inputs, kept, strict=True))):
-        column = inputs[item]
-        turned = _turned(words) if partial in (MIN, MAX) and column.is_float else words
-        made = Got(read.operation, column, out, turned, event, at, read.arguments, made)
+        made = got_of(read, inputs[item], out, words, at, made)
     assert made is not None
     return AGGREGATIONS[read.operation].read(made)
+
+
+def got_of(
+    read: Read,
+    column: InputColumn,
+    out: NDArray[np.int64],
+    words: NDArray[np.int64],
+    at: NDArray[np.int64],
+    second: Got | None = None,
+) -> Got:
+    """Give what was kept of an input as the table of aggregations reads it."""
+    turned = AGGREGATIONS[read.operation].partial in (MIN, MAX) and column.is_float
+    return Got(
+        read.operation,
+        column.family,
+        out,
+        _turned(words) if turned else words,
+        at,
+        read.arguments,
+        second,
+        column,
+    )
 
 
 def read_windows(
@@ -154,7 +172,12 @@ def _read_together(
             for name, span in zip(read.names, zip(*read.edges, strict=True), strict=True):
                 window = spans.index(span)
                 taken = [_window(one, window, partial) for one in kept]
-                result[name] = got_of(read, rows.inputs, taken, rows.event, at)
+                if partial[0] in (FIRST, LAST):
+                    taken = [
+                        (out, _of_rows(rows, item, out))
+                        for item, (out, _) in zip(read.inputs, taken, strict=True)
+                    ]
+                result[name] = values_of(read, rows.inputs, taken, at).arrow()
     return result
 
 
@@ -176,6 +199,13 @@ def _window(
         return kept.out[:, window * wanted : (window + 1) * wanted], NO_WORDS
     out = np.ascontiguousarray(kept.out[:, window])
     return out, np.ascontiguousarray(kept.words[:, window]) if kept.words.shape[0] else NO_WORDS
+
+
+def _of_rows(rows: SortedRows, item: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give the words of an input's rows, or their event times where it only counts them; anything for -1."""
+    column = rows.inputs[item]
+    words = rows.event if column.family is None else column.words
+    return words[np.maximum(places, 0)] if words.shape[0] else np.zeros(places.shape, np.int64)
 
 
 def _schedule(

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from sameworld.asof.column import ArrowColumn, Column
 from sameworld.asof.columns import normalised
 from sameworld.asof.values import nearest_floats
 from sameworld.definitions.feature import Aggregate, Category, ClockPart, Derive, Feature, Field
@@ -17,7 +18,8 @@ from sameworld.definitions.model import unknown_name
 from sameworld.definitions.parts import feature_columns
 from sameworld.errors import DefinitionError
 
-Columns = Mapping[str, pa.Array]
+Arrays = Mapping[str, pa.Array]
+Columns = Mapping[str, Column]
 
 
 def fields_read(features: Mapping[str, Feature]) -> set[str]:
@@ -31,97 +33,108 @@ def fields_read(features: Mapping[str, Feature]) -> set[str]:
 
 def evaluate(
     features: Mapping[str, Feature],
-    aggregates: Columns,
-    fields: Columns,
+    aggregates: Arrays,
+    fields: Arrays,
     types: Mapping[str, pa.DataType] | None = None,
 ) -> dict[str, pa.Array]:
-    """Give every column of the features, each row a function of its own moment alone.
+    """Give every column of the features as an array; see `Evaluator`."""
+    given = ({name: ArrowColumn(array) for name, array in some.items()} for some in (aggregates, fields))
+    return {name: column.arrow() for name, column in Evaluator(features, types)(*given).items()}
+
+
+class Evaluator:
+    """Gives every column of the features, each row a function of its own moment alone.
 
     Args:
         features: the model's.
-        aggregates: column name (see `Aggregate.columns`) -> values.
-        fields: request field -> values, in the types of `schema.VALUE_TYPES`.
         types: the types pinned when the model was trained; none yet while it is.
-
-    Raises:
-        DefinitionError: a derived feature's function gives something that is no column.
     """
-    evaluation = _Evaluation(features, aggregates, fields, types)
-    for name, feature in features.items():
-        if name not in evaluation.made:
-            evaluation.value(name, feature)
-    return {name: evaluation.made[name] for name, _ in feature_columns(features)}
+
+    def __init__(
+        self, features: Mapping[str, Feature], types: Mapping[str, pa.DataType] | None = None
+    ) -> None:
+        self._features = features
+        self._types = types
+        self._columns = [name for name, _ in feature_columns(features)]
+        # What is only handed on is known beforehand.
+        self._aggregates: list[tuple[str, str]] = []
+        self._fields: list[tuple[str, str]] = []
+        self._others: list[tuple[str, Feature]] = []
+        for name, feature in features.items():
+            own = feature.of if isinstance(feature, Category) else feature
+            if isinstance(own, Aggregate):
+                several = len(own.windows) > 1 and own is feature
+                names = [f"{name}_{window.label}" for window in own.windows] if several else [name]
+                self._aggregates += zip(names, own.columns, strict=False)
+            elif isinstance(own, Field):
+                self._fields.append((name, own.name))
+            else:
+                self._others.append((name, feature))
+
+    def __call__(self, aggregates: Columns, fields: Columns) -> dict[str, Column]:
+        """Give the columns.
+
+        Args:
+            aggregates: column name (see `Aggregate.columns`) -> values.
+            fields: request field -> values, in the types of `schema.VALUE_TYPES`.
+
+        Raises:
+            DefinitionError: a derived feature's function gives something that is no column.
+        """
+        made = {name: aggregates[own] for name, own in self._aggregates}
+        for name, own in self._fields:
+            made[name] = fields[own].one_form()
+        evaluation = _Evaluation(self._features, fields, self._types, made)
+        for name, feature in self._others:
+            if name not in made:
+                evaluation.value(name, feature)
+        return {name: made[name] for name in self._columns}
 
 
 class _Evaluation:
-    """One call of `evaluate`. No functions that call each other: such a ring would keep every batch's columns until the collector looks for rings."""
+    """One call of an `Evaluator`. No functions that call each other: such a ring would keep every batch's columns until the collector looks for rings."""
 
     def __init__(
         self,
         features: Mapping[str, Feature],
-        aggregates: Columns,
         fields: Columns,
         types: Mapping[str, pa.DataType] | None,
+        made: dict[str, Column],
     ) -> None:
         self.features = features
-        self.aggregates = aggregates
         self.fields = fields
         self.types = types
-        self.made: dict[str, pa.Array] = {}
+        self.made = made
 
-    def column(self, name: str) -> pa.Array:
+    def column(self, name: str) -> Column:
         if name in self.made:
             return self.made[name]
-        if name in self.features and not isinstance(self.features[name], Field):
-            self.value(name, self.features[name])
-            if name not in self.made:
+        if name in self.features:
+            feature = self.features[name]
+            if isinstance(feature, Aggregate):
                 raise DefinitionError(
                     f"Feature {name!r} has several windows, so it is no single input.",
                     do="name one of its columns, such as 'clicks_3h', or give it one window.",
                 )
+            self.value(name, feature)
             return self.made[name]
         if name in self.fields:
             return self.fields[name]
-        for known, feature in feature_columns(self.features):
-            if known == name:
-                self.value(feature, self.features[feature])
-                return self.made[name]
         raise unknown_name(name, [*self.features, *self.fields], "sw.derive")
 
-    def single(self, feature: Feature, name: str) -> pa.Array:
-        match feature:
-            case Aggregate():
-                return self.aggregates[feature.columns[0]]
-            case Field():
-                return _one_form(self.fields[feature.name])
-            case ClockPart():
-                return _clock_part(feature, self.fields[feature.field.name])
-            case Derive():
-                return call_derived(
-                    feature,
-                    name,
-                    [self.column(item) for item in feature.inputs],
-                    self.types.get(name) if self.types else None,
-                )
-            case Category():
-                return self.single(feature.of, name)
-
     def value(self, name: str, feature: Feature) -> None:
-        if isinstance(feature, Aggregate) and len(feature.windows) > 1:
-            for window, aggregate in zip(feature.windows, feature.columns, strict=True):
-                self.made[f"{name}_{window.label}"] = self.aggregates[aggregate]
-        else:
-            self.made[name] = self.single(feature, name)
-
-
-def _one_form(array: pa.Array) -> pa.Array:
-    """Floats have one NaN and one zero wherever they come from."""
-    if not pa.types.is_floating(array.type):
-        return array
-    return pa.array(
-        normalised(array.fill_null(0.0).to_numpy(zero_copy_only=False)),
-        mask=array.is_null().to_numpy(zero_copy_only=False),
-    )
+        match feature:
+            case ClockPart():
+                made = _clock_part(feature, self.fields[feature.field.name].arrow())
+            case Derive():
+                inputs = [self.column(item).arrow() for item in feature.inputs]
+                made = call_derived(feature, name, inputs, self.types.get(name) if self.types else None)
+            case Category():
+                self.value(name, feature.of)
+                return
+            case _:
+                raise AssertionError(f"{name} is known beforehand")
+        self.made[name] = ArrowColumn(made)
 
 
 def _clock_part(feature: ClockPart, instants: pa.Array) -> pa.Array:

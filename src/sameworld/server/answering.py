@@ -6,29 +6,22 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from sameworld.asof.plan import Grouping, aggregates_of, narrowed
-from sameworld.asof.request import evaluate, fields_read
-from sameworld.asof.schema import VALUE_TYPES
+from sameworld.asof.column import ArrowColumn
 from sameworld.definitions.fallbacks import MODEL, LastKnown
-from sameworld.definitions.hashing import content_hash
-from sameworld.definitions.model import meaning_of
-from sameworld.definitions.parts import aggregate_columns
 from sameworld.errors import ReplayOrderError
-from sameworld.server.lanes import Columns, DeadlineError, GuardedLane, Lane, LaneError, NativeLane
+from sameworld.server.asked import Asked, Given, Seen, different
+from sameworld.server.lanes import DeadlineError, GuardedLane, LaneError, NativeLane
 from sameworld.server.metrics import Metrics
-from sameworld.server.requests import RequestReader
+from sameworld.server.served import Served
 from sameworld.server.served_tier import ServedTier
 from sameworld.server.syncing import Syncing
-from sameworld.server.turns import DEADLINE, Line, Turns
+from sameworld.server.turns import DEADLINE, Turns
 from sameworld.serving.breaker import Breaker, failed, succeeded
-from sameworld.serving.last_answers import LastAnswers
 from sameworld.serving.tiers import (
     NONE,
     Answer,
@@ -38,234 +31,15 @@ from sameworld.serving.tiers import (
     learnt,
     replaced,
     reserved,
-    tiers_of,
     with_reason,
 )
 from sameworld.stores.online import OnlineStore, Snapshot
 from sameworld.stores.prediction import LAST_ANSWER, Prediction
 from sameworld.stores.prediction_log import PredictionLog
-from sameworld.training.bundle import Bundle
-from sameworld.training.encoding import matrix
-from sameworld.training.logged import shape_of
 
 _GATHERING_SECONDS = 0.02
 LOADING = "loading"
 """The reason of answers that fall back while a model is read from its bundle."""
-_REMEMBERED = 100_000  # last answers, a model
-
-
-class Served:
-    """One model as it is served: all that a request to it needs, switched by one pointer.
-
-    Args:
-        name: of its route.
-        bundle: what answers; where its estimators are not loaded, fallbacks do that need none.
-        lanes: where the model and each of its fallbacks runs; None for a fallback that needs the request's fields alone.
-        groupings: the store's.
-        reader: reads its requests.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        bundle: Bundle,
-        lanes: Sequence[Lane | None],
-        groupings: Sequence[Grouping],
-        reader: RequestReader,
-    ) -> None:
-        self.name = name
-        self.bundle = bundle
-        self.lanes = lanes
-        self.reader = reader
-        self.asked_at = 0.0  # seconds on the steady clock
-        self.plan = tiers_of(bundle.model)
-        self.tiers = [
-            ServedTier(number, tier, lane, bundle)
-            for number, (tier, lane) in enumerate(zip(self.plan, lanes, strict=True))
-        ]
-        self.loaded = all(tier.loaded for tier in self.tiers)
-        self.fields = list(bundle.description.request)
-        self.kinds = [VALUE_TYPES[family] for family in bundle.description.request.values()]
-        self.groupings = narrowed(groupings, aggregates_of(bundle.model.features.values()))
-        self.by_source: dict[str, list[Grouping]] = {}
-        for grouping in self.groupings:
-            self.by_source.setdefault(grouping.source.name, []).append(grouping)
-        needed = {field for tier in self.tiers for field in fields_read(tier.features)}
-        self.evaluated = [
-            (i, name, kind)
-            for i, (name, kind) in enumerate(zip(self.fields, self.kinds, strict=True))
-            if name in needed
-        ]
-        # Models with the same features of the same requests read and evaluate them once.
-        self.shares = content_hash(
-            [
-                meaning_of(bundle.model)["features"],
-                bundle.description.schemas,
-                bundle.description.types,
-                bundle.description.request,
-                [name for _, name, _ in self.evaluated],
-            ]
-        )
-        self.columns = list(bundle.types)
-        self.aggregate_types = {
-            own: bundle.types[column] for column, _, own in aggregate_columns(bundle.model.features)
-        }
-        self.deadline = bundle.model.service.deadline_seconds
-        self.shape = shape_of(bundle)
-        own = lanes[0]
-        assert own is not None
-        self.line: Line[Asked] = Line(own)
-        self.line.margin = reserved(self.plan[1] if self.plan[1:] else None, 0.0, self.deadline)
-        # Where the model is not asked, the loop may still have time for the first fallback that runs on it: it has a line of its own.
-        later = next((lane for lane in lanes[1:] if isinstance(lane, NativeLane)), None)
-        self.second: Line[Asked] | None = Line(later) if later and isinstance(own, GuardedLane) else None
-        keys = {key for grouping in self.groupings for key in grouping.keys}
-        self.last = {
-            number: (
-                LastAnswers(_REMEMBERED),
-                [self.fields.index(field) for field in fallback.by or keys or self.fields],
-            )
-            for number, fallback in enumerate(bundle.model.fallbacks, 1)
-            if isinstance(fallback, LastKnown)
-        }
-
-    @property
-    def lane(self) -> Lane:
-        """Where the model itself runs."""
-        return self.line.lane
-
-    @property
-    def guarded(self) -> list[GuardedLane]:
-        """The lanes that are processes of their own."""
-        return [tier.lane for tier in self.tiers if isinstance(tier.lane, GuardedLane)]
-
-    def known(self, seen: Seen, left: float) -> Known:
-        """Give what the next tier is chosen by."""
-        closed = {tier.name: why for tier in self.tiers if tier.lane is not None and (why := tier.closed())}
-        takes = {tier.name: tier.takes for tier in self.tiers if tier.lane is not None}
-        return Known(seen.ages, seen.broken, seen.store, closed, takes, left)
-
-
-@dataclass
-class Asked:
-    """One request on its way.
-
-    Args:
-        fields: values in the order of the model's request fields; instants in microseconds.
-        at: the moment in a replay, in microseconds.
-        arrived, deadline: seconds on the steady clock.
-        answer: what its caller waits for.
-        line: where it waits.
-        place: among the different requests of its batch that read the same.
-        seen: what its batch read.
-        tried, reason: the last tier that was tried (-1 is none), and why it is not the answer.
-        given: whether its answer is decided, and perhaps on its way to the log still.
-    """
-
-    served: Served
-    fields: list[Any]
-    at: int | None
-    arrived: float
-    deadline: float
-    answer: asyncio.Future[Any]
-    line: Line[Asked]
-    place: int = 0
-    seen: Seen | None = None
-    tried: int = -1
-    reason: str = ""
-    given: bool = False
-
-    @property
-    def by_name(self) -> dict[str, Any]:
-        return dict(zip(self.served.fields, self.fields, strict=True))
-
-
-@dataclass
-class Seen:
-    """What requests of one moment to models with the same features are answered from.
-
-    Args:
-        group: the requests.
-        different: one of each different request; a request's `place` is its own among them.
-        t, sequence: the moment and the last event seen.
-        values: the aggregates of the different requests, of those sources that could be read.
-        ages: source -> microseconds since its latest row became readable.
-        broken: source -> why it could not be read.
-        store: why nothing could be read.
-        reading: seconds a request that reading has taken.
-        made: what tiers made of it, once for all models.
-    """
-
-    group: list[Asked]
-    different: list[Asked]
-    t: int
-    sequence: int = 0
-    values: dict[str, pa.Array] = field(default_factory=dict[str, pa.Array])
-    ages: dict[str, int | None] = field(default_factory=dict[str, "int | None"])
-    broken: dict[str, str] = field(default_factory=dict[str, str])
-    store: str = ""
-    reading: float = 0.0
-    made: dict[Any, Any] = field(default_factory=dict[Any, Any])
-
-    def inputs(
-        self, tier: ServedTier, nulls: Sequence[Replaced], own: Sequence[Asked]
-    ) -> tuple[Columns, Columns]:
-        """Give the aggregates, with nulls in the place of some, and the fields of some of its requests."""
-        served = own[0].served
-        gone = {column for null in nulls for column in null.aggregates}
-        places = [asked.place for asked in own]
-        taken = None if places == list(range(len(self.different))) else pa.array(places)
-        values = {
-            name: pa.nulls(len(own), served.aggregate_types[name])
-            if name in gone
-            else self.values[name]
-            if taken is None
-            else self.values[name].take(taken)
-            for name in tier.aggregates
-        }
-        fields = {
-            name: pa.array([asked.fields[i] for asked in own], kind) for i, name, kind in served.evaluated
-        }
-        return values, fields
-
-    def columns(self, tier: ServedTier, nulls: Sequence[Replaced]) -> dict[str, pa.Array]:
-        """Give the feature columns of the different requests as a tier sees them."""
-        types = self.group[0].served.bundle.types
-        return self._once(
-            ("columns", tuple(tier.features), tuple(nulls)),
-            lambda: evaluate(tier.features, *self.inputs(tier, nulls, self.different), types),
-        )
-
-    def vectors(self, tier: ServedTier, nulls: Sequence[Replaced]) -> list[tuple[Any, ...]]:
-        """Give what a tier sees of the different requests as the log has it."""
-        return self._once(
-            ("vectors", tuple(tier.features), tuple(nulls)),
-            lambda: tier.vectors(self.columns(tier, nulls), self.group[0].served.columns),
-        )
-
-    def matrix(self, tier: ServedTier, nulls: Sequence[Replaced]) -> NDArray[np.float64]:
-        """Give what a tier sees of the different requests as its estimator does."""
-        return self._once(
-            ("matrix", tier.encoded_as, tuple(tier.features), tuple(nulls)),
-            lambda: matrix(tier.encodings, self.columns(tier, nulls)),
-        )
-
-    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key not in self.made:
-            self.made[key] = make()
-        return self.made[key]
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a caller is told."""
-
-    value: float
-    tier: str
-    reason: str
-    version: str
-    id: str
-    logged: bool
 
 
 class Answering:
@@ -393,7 +167,7 @@ class Answering:
         for asked in batch:
             sharing.setdefault(asked.served.shares, []).append(asked)
         moment = at if at is not None else self._store.clock.now()
-        seen = [Seen(group, _different(group), moment) for group in sharing.values()]
+        seen = [Seen(group, different(group), moment) for group in sharing.values()]
         try:
             if at is not None and not self._store.pass_moment(at):
                 for asked in batch:
@@ -427,6 +201,7 @@ class Answering:
             seen.store = f"store: StoreError: {unfilled}"
             return
         latest = snapshot.latest()
+        keys = {key: [asked.fields[i] for asked in seen.different] for key, i in served.keys.items()}
         for name, groupings in served.by_source.items():
             content = groupings[0].source.content
             heard = latest.get(content)
@@ -435,14 +210,8 @@ class Answering:
             if not breaker.allows(time.monotonic()):
                 seen.broken[name] = breaker.reason
                 continue
-            keys = {key for grouping in groupings for key in grouping.keys}
-            fields = {
-                key: [asked.fields[i] for asked in seen.different]
-                for i, key in enumerate(served.fields)
-                if key in keys
-            }
             try:
-                seen.values.update(snapshot.aggregates(groupings, fields, seen.t))
+                seen.values.update(snapshot.columns(groupings, keys, seen.t))
             except Exception as error:  # noqa: BLE001 # see _read
                 seen.broken[name] = _told(error)
                 self._metrics.broken(f"source {name}", seen.broken[name])
@@ -460,7 +229,7 @@ class Answering:
         if late and len(late) < len(own):
             self._next(seen, late, after, reason)
             own = [asked for asked in own if now <= asked.deadline]
-        known = served.known(seen, min(asked.deadline for asked in own) - now)
+        known = seen.known(served, min(asked.deadline for asked in own) - now)
         choice = choose(served.plan, known, after=after, reason=reason)
         for tier in served.tiers[after + 1 : choice.tier]:
             if tier.takes > known.left > 0:
@@ -529,12 +298,15 @@ class Answering:
         try:
             vectors = seen.vectors(tier, nulls)
             said = tier.says
-            places = [asked.place for asked in own]
-            values = (tier.scorer or served.bundle).scores_of(seen.matrix(tier, nulls)[places])
+            rows = seen.matrix(tier, nulls)
+            if own is not seen.different:
+                places = [asked.place for asked in own]
+                rows, vectors = rows[places], [vectors[place] for place in places]
+            values = (tier.scorer or served.bundle).scores_of(rows)
         except Exception as error:  # noqa: BLE001 # whatever breaks, the caller gets the declared fallback and it is counted
             self._fail(seen, own, tier, reason, said(_told(error)))
             return
-        self._judge(seen, own, tier, nulls, reason, values, [vectors[place] for place in places], began)
+        self._judge(seen, own, tier, nulls, reason, values, vectors, began)
         now = time.perf_counter()
         own[0].line.learn(len(own), seen.reading * len(own) + now - began, now)
 
@@ -552,11 +324,16 @@ class Answering:
         began = time.perf_counter()
         left = max(asked.deadline for asked in own) - began
         why = ""
-        vectors: list[tuple[Any, ...]] = []
+        vectors: list[list[Any]] = []
         values: NDArray[np.float64] | None = None
         try:
-            columns, values = await lane.score(*seen.inputs(tier, nulls, own), wait_seconds=left)
-            vectors = tier.vectors(columns, own[0].served.columns)
+            inputs = (
+                {name: column.arrow() for name, column in columns.items()}
+                for columns in seen.inputs(tier, nulls, own)
+            )
+            arrays, values = await lane.score(*inputs, wait_seconds=left)
+            columns = {name: ArrowColumn(array) for name, array in arrays.items()}
+            vectors = tier.vectors(columns, own[0].served.columns, len(own))
             now = time.perf_counter()
             line.learn(len(own), now - began, now)
         except Exception as error:  # noqa: BLE001 # see _native
@@ -592,8 +369,8 @@ class Answering:
         tier: ServedTier,
         nulls: Sequence[Replaced],
         reason: str,
-        values: np.ndarray[Any, Any],
-        vectors: Sequence[tuple[Any, ...]],
+        values: NDArray[np.float64],
+        vectors: Sequence[list[Any]],
         began: float,
     ) -> None:
         """Give what is an answer and in time; the rest goes on to the next tier."""
@@ -634,7 +411,7 @@ class Answering:
         seen: Seen,
         group: Sequence[Asked],
         answers: Sequence[Answer],
-        vectors: Sequence[tuple[Any, ...]] | None = None,
+        vectors: Sequence[list[Any]] | None = None,
         defaults: list[str] | None = None,
         repeated: int | None = None,
     ) -> None:
@@ -647,7 +424,7 @@ class Answering:
         rows = [
             Prediction(
                 self._log.next_id(), served.name, served.bundle.address, seen.t, seen.sequence, answer.value, answer.tier, answer.reason, asked.fields,
-                list(vectors[number]) if vectors is not None else None, asked.at is not None, int((now - asked.arrived) * 1e6),
+                vectors[number] if vectors is not None else None, asked.at is not None, int((now - asked.arrived) * 1e6),
                 ages=ages, defaults=defaults or None,
             )
             for number, (asked, answer) in enumerate(zip(group, answers, strict=True))
@@ -661,9 +438,10 @@ class Answering:
             asked.given = True
 
         def give(kept: bool) -> None:
+            self._metrics.answered(
+                served.name, answers[0].tier, answers[0].reason, [row.elapsed_us for row in rows], logged=kept
+            )
             for asked, row in zip(group, rows, strict=True):
-                seconds = row.elapsed_us / 1e6
-                self._metrics.answered(served.name, row.tier, seconds, logged=kept, reason=row.reason)
                 if not asked.answer.done():
                     asked.answer.set_result(Given(row.value, row.tier, row.reason, row.version, row.id, kept))
 
@@ -671,17 +449,6 @@ class Answering:
             give(not failure)
         else:
             self._syncing.after(min(asked.deadline for asked in group), give)
-
-
-def _different(group: Sequence[Asked]) -> list[Asked]:
-    """Give one of each different request, and note each request's place among them."""
-    numbers: dict[tuple[Any, ...], int] = {}
-    different: list[Asked] = []
-    for asked in group:
-        asked.place = numbers.setdefault(tuple(asked.fields), len(numbers))
-        if asked.place == len(different):
-            different.append(asked)
-    return different
 
 
 def _entity(asked: Asked, places: Sequence[int]) -> tuple[Any, ...]:
@@ -692,8 +459,18 @@ def _told(error: Exception) -> str:
     return str(error) if isinstance(error, LaneError) else f"{type(error).__name__}: {error}"
 
 
-def _alike(group: Sequence[Asked]) -> list[list[Asked]]:
+def _alike(group: list[Asked]) -> list[list[Asked]]:
     """Give requests of one model together that wait in one line and have come equally far."""
+    first = group[0] if group else None
+    if first is not None and all(
+        asked.served is first.served
+        and asked.line is first.line
+        and asked.seen is first.seen
+        and asked.tried == first.tried
+        and asked.reason == first.reason
+        for asked in group
+    ):
+        return [group]
     alike: dict[Any, list[Asked]] = {}
     for asked in group:
         key = (id(asked.served), id(asked.line), id(asked.seen), asked.tried, asked.reason)

@@ -20,7 +20,6 @@ import msgspec
 
 from sameworld.asof.plan import Grouping
 from sameworld.errors import SameworldError, nearest
-from sameworld.server.answering import Served
 from sameworld.server.config import ServerConfig
 from sameworld.server.incidents import Incidents
 from sameworld.server.lanes import GuardedLane
@@ -30,6 +29,7 @@ from sameworld.server.recent import together
 from sameworld.server.recorded import Recorded, changing, mark, record, recorded
 from sameworld.server.roll_call import RollCall, Said
 from sameworld.server.routes import NotFoundError, UnavailableError
+from sameworld.server.served import Served
 from sameworld.stores.online import OnlineStore
 from sameworld.training.bundle import Bundle, Registry
 

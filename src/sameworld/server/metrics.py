@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from sameworld.server.incidents import Incidents
@@ -74,18 +76,22 @@ class Metrics:
         """Forget how a model that is served no more was doing lately; its counts stay."""
         self._recent.pop(model, None)
 
-    def answered(self, model: str, tier: str, seconds: float, *, logged: bool, reason: str = "") -> None:
+    def answered(
+        self, model: str, tier: str, reason: str, microseconds: Sequence[int], *, logged: bool
+    ) -> None:
+        """Count answers of one model and tier, and how long each took."""
         found = self._of.get((model, tier))
         if found is None:  # looking labels up costs more than counting
             found = self._of[model, tier] = (
                 self._predictions.labels(model, tier),
                 self._seconds.labels(model),
             )
-        self.recent(model).answered(tier, reason, int(seconds * 1e6))
-        found[0].inc()
-        found[1].observe(seconds)
+        self.recent(model).answered(tier, reason, microseconds)
+        found[0].inc(len(microseconds))
+        for taken in microseconds:
+            found[1].observe(taken / 1e6)
         if not logged:
-            self._unlogged.labels(model).inc()
+            self._unlogged.labels(model).inc(len(microseconds))
 
     def took(self, source: str, events: int, *, repeated: bool) -> None:
         (self._repeated if repeated else self._events).labels(source).inc(1 if repeated else events)

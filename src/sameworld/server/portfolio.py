@@ -9,23 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-
 from sameworld.asof.plan import Grouping, aggregates_of, groupings_of
-from sameworld.asof.request import evaluate
 from sameworld.definitions.feature import Aggregate
 from sameworld.definitions.source import Source
 from sameworld.errors import BundleError, SameworldError
-from sameworld.server.answering import LOADING, Served
+from sameworld.server.answering import LOADING
 from sameworld.server.config import ServerConfig
 from sameworld.server.incidents import Incidents
 from sameworld.server.lanes import Lane, NativeLane, choose
 from sameworld.server.memory import allocated_bytes, give_back
 from sameworld.server.requests import RequestReader
 from sameworld.server.routes import ConflictError
+from sameworld.server.served import Served
 from sameworld.serving.breaker import Breaker, failed
 from sameworld.stores.online import OnlineStore
 from sameworld.training.bundle import Bundle, Registry
+from sameworld.training.encoding import matrix_of
 
 _START_SECONDS = 60.0
 _IDLE_SECONDS = 1.0
@@ -265,14 +264,14 @@ class Portfolio:
         nothing = {name: [None] for name in light.fields}
         # Kernels and the libraries' own lazy parts come before the first caller has to wait for them.
         with store.snapshot() as snapshot:
-            values = snapshot.aggregates(light.groupings, nothing, snapshot.moment())
+            values = snapshot.columns(light.groupings, nothing, snapshot.moment())
         if any(isinstance(lane, NativeLane) for lane in light.lanes):
-            fields = {name: pa.array([None], kind) for _, name, kind in light.evaluated}
+            fields = light.layout.columns([[None] * len(light.fields)])
             scorers = dict(bundle.scorers)
             for tier in light.tiers:
                 if isinstance(tier.lane, NativeLane):
-                    columns = evaluate(tier.features, values, fields, bundle.types)
-                    scorers[tier.number].scores(columns)
+                    scorer = scorers[tier.number]
+                    scorer.scores_of(matrix_of(scorer.encodings, tier.evaluate(values, fields)))
             lanes = [
                 self._choose(bundle, number) if isinstance(lane, NativeLane) else lane
                 for number, lane in enumerate(light.lanes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 SLOTS = 6
@@ -36,16 +36,17 @@ class Recent:
         self.tier = ""
         self.reason = ""
 
-    def answered(self, tier: str, reason: str, microseconds: int) -> None:
-        """Count an answer."""
+    def answered(self, tier: str, reason: str, microseconds: Sequence[int]) -> None:
+        """Count answers."""
         self.tier, self.reason = tier, reason
         slot, number = self._slots[-1], int(self._clock() // SLOT_SECONDS)
         if number != slot.number:
             slot = _Slot(number)
             self._slots = [*self._slots[-SLOTS + 1 :], slot]
-        slot.tiers[tier] += 1
-        step = int(math.log2(microseconds) * _STEPS) if microseconds > 1 else 0
-        slot.latency[min(step, _BUCKETS - 1)] += 1
+        slot.tiers[tier] += len(microseconds)
+        for taken in microseconds:
+            step = int(math.log2(taken) * _STEPS) if taken > 1 else 0
+            slot.latency[min(step, _BUCKETS - 1)] += 1
 
     def summary(self) -> dict[str, Any]:
         """Give the counts of the last minute, to be sent and added to those of other workers."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
+from msgspec.structs import astuple
 
 from sameworld.errors import RequestError, nearest
 
@@ -19,6 +20,7 @@ _TYPES: dict[str, Any] = {
 }
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
+_LEAST, _MOST = -(2**63), 2**63 - 1
 
 
 class RequestReader:
@@ -33,8 +35,8 @@ class RequestReader:
         self._model = model
         self._names = list(fields)
         attributes = [f"f{i}" for i in range(len(fields))]
-        self._attributes = attributes
-        self._instants = [family == "instant" for family in fields.values()]
+        self._instants = [place for place, family in enumerate(fields.values()) if family == "instant"]
+        self._integers = [place for place, family in enumerate(fields.values()) if family == "integer"]
         struct = msgspec.defstruct(
             "Request",
             [
@@ -80,11 +82,12 @@ class RequestReader:
         requests = [single] if several is msgspec.UNSET else several
         rows: list[list[Any]] = []
         for request in requests:
-            values = [getattr(request, attribute) for attribute in self._attributes]
-            for place, instant in enumerate(self._instants):
-                if instant and values[place] is not None:
+            values = list(astuple(request))
+            for place in self._instants:
+                if values[place] is not None:
                     values[place] = (values[place] - _EPOCH) // _MICROSECOND
-                elif isinstance(values[place], int) and not -(2**63) <= values[place] < 2**63:
+            for place in self._integers:
+                if values[place] is not None and not _LEAST <= values[place] <= _MOST:
                     raise RequestError(
                         f"Field {self._names[place]!r} does not fit 64 bits.",
                         where=where,

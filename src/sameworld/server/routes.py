@@ -15,7 +15,7 @@ from sameworld.errors import (
     RequestError,
     SameworldError,
 )
-from sameworld.server.answering import Given
+from sameworld.server.asked import Given
 
 _STATUS: list[tuple[type[SameworldError], int]] = [
     (ReplayOrderError, 409),
@@ -103,23 +103,12 @@ def read_version(data: bytes) -> str | None:
         ) from error
 
 
-class _Answer(msgspec.Struct, gc=False):
-    value: float
-    tier: str
-    reason: str
-    version: str
-    id: str
-    logged: bool
-
-
 _encode = msgspec.json.Encoder().encode
 
 
 def predictions_body(given: list[Given]) -> bytes:
     """Give `{"predictions": [...]}`."""
-    return _encode(
-        {"predictions": [_Answer(g.value, g.tier, g.reason, g.version, g.id, g.logged) for g in given]}
-    )
+    return _encode({"predictions": given})
 
 
 def error_body(error: SameworldError) -> bytes:

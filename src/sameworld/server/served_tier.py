@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from sameworld.asof.column import Column
 from sameworld.asof.plan import aggregates_of
+from sameworld.asof.request import Evaluator
 from sameworld.definitions.fallbacks import MODEL
 from sameworld.definitions.hashing import content_hash
 from sameworld.definitions.parts import feature_columns
-from sameworld.server.lanes import Columns, GuardedLane, Lane, NativeLane
+from sameworld.server.lanes import GuardedLane, Lane, NativeLane
 from sameworld.serving.breaker import Breaker, failed, succeeded
 from sameworld.serving.tiers import Tier, learnt
-from sameworld.stores.prediction_log import logged
 from sameworld.training.bundle import Bundle
 from sameworld.training.fitted import Scorer
 
@@ -43,6 +44,8 @@ class ServedTier:
         self.loaded = estimator is not None or not isinstance(lane, NativeLane)
         self.encodings = part.scorer.encodings if part is not None else bundle.description.encodings
         self.encoded_as = content_hash(msgspec.to_builtins(list(self.encodings)))
+        self.evaluate = Evaluator(self.features, bundle.types)
+        self.sees_as = content_hash(list(self.features))
         self.sees = {column for column, _ in feature_columns(tier.features)}
         self.aggregates = {
             column for aggregate in aggregates_of(tier.features.values()) for column in aggregate.columns
@@ -73,10 +76,8 @@ class ServedTier:
         if self.number:  # what the model itself may take is what the deadline says
             self.takes = learnt(self.takes, seconds)
 
-    def vectors(self, columns: Columns, names: Sequence[str]) -> list[tuple[Any, ...]]:
+    def vectors(self, columns: Mapping[str, Column], names: Sequence[str], count: int) -> list[list[Any]]:
         """Give what it saw, one vector a row with a place for each of the model's columns: null where it does not see one."""
-        count = len(next(iter(columns.values()), ()))
         nothing = [None] * count
-        return list(
-            zip(*(logged(columns[name]) if name in self.sees else nothing for name in names), strict=True)
-        )
+        seen = (columns[name].plain() if name in self.sees else nothing for name in names)
+        return list(map(list, zip(*seen, strict=True)))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
+
+import msgspec
 
 _REMEMBERED = 0.95  # what an observation still counts after the next one: the law follows some twenty batches
 _OUTLIER = (
@@ -19,8 +20,7 @@ _UNCERTAINTY = 1.2  # what is asked of the law is this much more than what it sa
 _STALE = 0.5
 
 
-@dataclass(frozen=True)
-class Law:
+class Law(msgspec.Struct, frozen=True, gc=False):
     """What a batch costs: `fixed + each * rows` seconds, and the sums it was learnt from.
 
     Args:
@@ -72,8 +72,7 @@ def learnt(law: Law, rows: int, seconds: float, at: float) -> Law:
     return Law(max((y - each * x) / weight, 0.0), each, at, weight, x, y, xx, xy)
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(msgspec.Struct, frozen=True, gc=False):
     """One model's waiting requests.
 
     Args:
@@ -85,8 +84,7 @@ class Line:
     deadlines: Sequence[float]
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(msgspec.Struct, frozen=True, gc=False):
     """What to do with a line now: answer the first `take`, shed those at these places, let the others wait."""
 
     take: int

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from sameworld.definitions.fallbacks import MODEL, Smaller, Without
 from sameworld.definitions.feature import Feature
 from sameworld.definitions.model import Model
@@ -15,8 +17,7 @@ _FORGETTING = 0.1
 _FOR_WAKING_UP = 0.05
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """What a caller gets: a value, the tier it comes from, and why it is not the model's (nothing when it is)."""
 
     value: float
@@ -74,8 +75,7 @@ class Tier:
         return bool(self.needs or self.nulls)
 
 
-@dataclass(frozen=True)
-class Known:
+class Known(msgspec.Struct, frozen=True, gc=False):
     """What is known when an answer is chosen.
 
     Args:
@@ -87,16 +87,15 @@ class Known:
         left: seconds until the deadline.
     """
 
-    ages: Mapping[str, int | None] = field(default_factory=dict[str, "int | None"])
-    broken: Mapping[str, str] = field(default_factory=dict[str, str])
+    ages: Mapping[str, int | None] = {}
+    broken: Mapping[str, str] = {}
     store: str = ""
-    closed: Mapping[str, str] = field(default_factory=dict[str, str])
-    takes: Mapping[str, float] = field(default_factory=dict[str, float])
+    closed: Mapping[str, str] = {}
+    takes: Mapping[str, float] = {}
     left: float = float("inf")
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True, gc=False):
     """The place of the tier that is to be tried, None when none is left; and why it is not one before it."""
 
     tier: int | None

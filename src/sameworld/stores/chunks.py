@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ from sameworld.asof.schema import Schema
 
 _HEAD = 8
 _SIGN = 1 << 63
+_TIMES, _WORD = struct.Struct("<qq"), struct.Struct("<q")  # event and available of a row of words; any word
 _ORDER = struct.Struct("<qq8xqq")  # event, available, version and tie of a row of words
 
 RowWords = NDArray[np.int64]
@@ -98,6 +99,20 @@ class Layout:
         )
         return rows, (msgspec.msgpack.decode(chunk[_HEAD + count * self._row_bytes :]) if self.texts else [])
 
+    def ends_with(self, chunk: bytes | memoryview, wanted: Mapping[int, int], t: int) -> bool:
+        """Whether a chunk's last row has all that is wanted: a single row of each input that is readable at `t`. Most have, and the others can wait."""
+        if max(wanted.values()) > 1:
+            return False
+        count = int.from_bytes(chunk[:_HEAD], "little")
+        last = _HEAD + (count - 1) * self._row_bytes
+        if not count or not all(time < t for time in _TIMES.unpack_from(chunk, last)):
+            return False
+        for number in wanted:
+            word, mask = self.words.valid[number]
+            if not _WORD.unpack_from(chunk, last + 8 * word)[0] & mask:
+                return False
+        return True
+
     def insert(self, chunk: bytes, row: RowWords, texts: Texts) -> tuple[bytes, int]:
         """Give a chunk's bytes with one more row in its place, and how many rows there are now."""
         place = count = int.from_bytes(chunk[:_HEAD], "little")
@@ -115,19 +130,30 @@ class Layout:
         ]
         return head + msgspec.msgpack.encode(columns), count + 1
 
-    def together(self, parts: Sequence[tuple[RowWords, Texts]]) -> tuple[RowWords, dict[int, NDArray[Any]]]:
-        """Give several chunks as one table of rows, and the texts by input."""
-        if not parts:
-            return np.zeros((0, self.words.width), np.int64), {
-                number: np.zeros(0, object) for number in self.texts
+    def together(
+        self, entities: Sequence[Sequence[bytes | memoryview]]
+    ) -> tuple[RowWords, NDArray[np.int64], dict[int, NDArray[Any]]]:
+        """Give entities' chunks as one table of rows, where each entity's rows begin and end, and the texts by input."""
+        parts: list[bytes | memoryview] = []
+        starts, count = [0], 0
+        for chunks in entities:
+            for chunk in chunks:
+                rows = int.from_bytes(chunk[:_HEAD], "little")
+                end = _HEAD + rows * self._row_bytes
+                if end > len(chunk) or (end < len(chunk) and not self.texts):
+                    raise ValueError(f"a chunk of {len(chunk)} bytes says that it has {rows} rows")
+                parts.append(chunk[_HEAD:end])
+                count += rows
+            starts.append(count)
+        rows = np.frombuffer(b"".join(parts), np.int64)  # a copy: where chunks lie is not aligned
+        texts: dict[int, NDArray[Any]] = {}
+        if self.texts:
+            columns = [self.unpack(chunk)[1] for chunks in entities for chunk in chunks]
+            texts = {
+                number: np.array([text for column in columns for text in column[place]], object)
+                for place, number in enumerate(self.texts)
             }
-        rows = np.frombuffer(b"".join(part[0].data for part in parts), np.int64).reshape(-1, self.words.width)
-        if not self.texts:
-            return rows, {}
-        return rows, {
-            number: np.array([text for part in parts for text in part[1][place]], object)
-            for place, number in enumerate(self.texts)
-        }
+        return rows.reshape(-1, self.words.width), np.array(starts), texts
 
 
 def _bits(value: float) -> int:

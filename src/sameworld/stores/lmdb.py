@@ -40,6 +40,7 @@ _GENTLE_SECONDS = 0.02
 _PAUSE_SECONDS = 0.001
 """A lock that is freed and taken at once is never got by who waits for it."""
 _BEGINNING = -(2**63)
+_NOTHING: dict[int, int] = {}
 
 
 class Head(msgspec.Struct, array_like=True, gc=False):
@@ -300,28 +301,48 @@ class Index:
             yield bytes(cursor.key()), cursor.value()
             more = cursor.next()
 
-    def entity(
-        self, txn: lmdb.Transaction, place: bytes, reach: Reach, key: Sequence[Any], t: int
-    ) -> list[tuple[RowWords, Texts]]:
-        """Give the chunks of an entity that a grouping's windows at `t` can reach, in order; `place` is its prefix."""
+    def chunks_of(
+        self, txn: lmdb.Transaction, place: bytes, reach: Reach, keys: Iterable[Sequence[Any]], t: int
+    ) -> list[list[Any]]:
+        """Give the chunks that a grouping's windows at `t` can reach, as they lie: an entity's in order; none for a key that has a null.
+
+        Args:
+            place: the grouping's prefix.
+            reach: how far back.
+            keys: of the entities.
+            t: the moment.
+        """
         cursor = txn.cursor(db=self._rows)
-        prefix = entity_prefix(place, key)
-        found: list[tuple[RowWords, Texts]] = []
-        chunk = _chunk_of(cursor, prefix, t + reach.ahead - 1)
-        searching = reach.latest
-        while chunk is not None:
-            part = reach.layout.unpack(cursor.value())
-            found.append(part)
-            if searching:
-                rows = part[0]
-                usable = rows[(rows[:, EVENT] < t) & (rows[:, AVAILABLE] < t)]
-                searching = _still_wanted(searching, usable, reach.layout)
-            if not reach.everything and not searching and _start_of(chunk) <= t - reach.past:
-                break
-            chunk = bytes(cursor.key()) if cursor.prev() else None
-            if chunk is not None and not chunk.startswith(prefix):
-                break
-        found.reverse()
+        seek, key_of, value_of, previous = cursor.set_range, cursor.key, cursor.value, cursor.prev
+        newest = struct.pack(">Q", t + reach.ahead - 1 + 2**63)
+        oldest = struct.pack(">Q", max(t - reach.past, _BEGINNING) + 2**63)
+        found: list[list[Any]] = []
+        for key in keys:
+            chunks: list[Any] = []
+            found.append(chunks)
+            if None in key:
+                continue
+            prefix = entity_prefix(place, key)
+            wanted, end = prefix + newest, len(prefix)
+            # The last chunk that begins no later than what is wanted.
+            there = (bytes(key_of()) == wanted or previous()) if seek(wanted) else cursor.last()
+            searching = reach.latest
+            while there:
+                at = bytes(key_of())
+                if at[:end] != prefix:
+                    break
+                chunk = value_of()
+                chunks.append(chunk)
+                if searching and not reach.layout.ends_with(chunk, searching, t):
+                    rows = reach.layout.unpack(chunk)[0]
+                    usable = rows[(rows[:, EVENT] < t) & (rows[:, AVAILABLE] < t)]
+                    searching = _still_wanted(searching, usable, reach.layout)
+                else:
+                    searching = _NOTHING
+                if not reach.everything and not searching and at[end:] <= oldest:
+                    break
+                there = previous()
+            chunks.reverse()
         return found
 
     # filling
@@ -482,8 +503,8 @@ def new_prefix() -> bytes:
 
 def entity_prefix(place: bytes, key: Sequence[Any]) -> bytes:
     """Give the first bytes of the keys of an entity's chunks: no entity's are those of another."""
-    entity = _short(_encode(list(key)))
-    return place + struct.pack(">H", len(entity)) + entity
+    entity = _short(_encode(key))
+    return place + len(entity).to_bytes(2, "big") + entity
 
 
 def _fact_key(facts: bytes, fact: str) -> bytes:

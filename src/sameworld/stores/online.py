@@ -22,12 +22,13 @@ import lmdb
 import numpy as np
 import pyarrow as pa
 
+from sameworld.asof.column import Column
 from sameworld.asof.plan import Grouping
 from sameworld.definitions.source import Source
 from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.errors import ReplayOrderError, RequestError, StoreError, nearest
 from sameworld.stores import event_log, filling
-from sameworld.stores.chunks import Layout, RowWords, Texts
+from sameworld.stores.chunks import Layout
 from sameworld.stores.clock import Clock, SystemClock
 from sameworld.stores.event_log import Delivery
 from sameworld.stores.events import PreparedRow
@@ -86,8 +87,10 @@ class Snapshot:
         self.sequence: int = store.index.get(txn, "sequence", 0)
         self.stamp: int = store.index.get(txn, "stamp", 0)
         # What one model's reads fetched or computed, another's take: rows by entity, and the same reads of the same entities.
-        self._fetched: dict[Any, tuple[int, Reach, list[tuple[RowWords, Texts]]]] = {}
-        self._read: dict[Any, dict[str, pa.Array]] = {}
+        self._fetched: dict[Any, tuple[Reach, dict[tuple[Any, ...], list[Any]]]] = {}
+        self._read: dict[Any, dict[str, Column]] = {}
+        self._kept = store.kept(txn).groupings
+        self._filled: set[int] = set()
 
     def __enter__(self) -> Snapshot:
         return self
@@ -105,21 +108,29 @@ class Snapshot:
 
     def unfilled(self, groupings: Sequence[Grouping]) -> StoreError | None:
         """Give why groupings cannot be read yet; None when they can."""
-        kept = self._store.kept(self._txn).groupings
         for grouping in groupings:
+            if id(grouping) in self._filled:
+                continue
             reach = self._store.reach(grouping)
-            place = kept.get(reach.content)
+            place = self._kept.get(reach.content)
             if place is None or not has_all(place, reach):
                 return StoreError(
                     f"The rows of source {grouping.source.name!r} by {', '.join(grouping.keys)} are not filled.",
                     where=str(self._store.folder),
                     do="fill the store; a server that serves other models may have written to it.",
                 )
+            self._filled.add(id(grouping))
         return None
 
     def aggregates(
         self, groupings: Sequence[Grouping], fields: Mapping[str, Sequence[Any]], t: int
     ) -> dict[str, pa.Array]:
+        """Give every read of every grouping as an array; see `columns`."""
+        return {name: column.arrow() for name, column in self.columns(groupings, fields, t).items()}
+
+    def columns(
+        self, groupings: Sequence[Grouping], fields: Mapping[str, Sequence[Any]], t: int
+    ) -> dict[str, Column]:
         """Give every read of every grouping for a batch of requests at one moment.
 
         Args:
@@ -129,13 +140,12 @@ class Snapshot:
         """
         if unfilled := self.unfilled(groupings):
             raise unfilled
-        result: dict[str, pa.Array] = {}
-        kept = self._store.kept(self._txn).groupings
+        result: dict[str, Column] = {}
         for grouping in groupings:
             reach = self._store.reach(grouping)
-            place = kept[reach.content]
+            place = self._kept[reach.content]
             keys = list(zip(*(fields[key] for key in grouping.keys), strict=True))
-            same = (id(reach), t, tuple(keys))
+            same = (id(reach), t, *keys)
             values = self._read.get(same)
             if values is None:
                 values = self._read[same] = self._values(place.prefix, reach, keys, t)
@@ -144,28 +154,28 @@ class Snapshot:
 
     def _values(
         self, prefix: bytes, reach: Reach, keys: Sequence[tuple[Any, ...]], t: int
-    ) -> dict[str, pa.Array]:
-        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-        parts: list[tuple[RowWords, Texts]] = []
-        starts = [0]
-        for key in numbers:
-            found = self._rows(prefix, reach, key, t) if None not in key else []
-            parts += found
-            starts.append(starts[-1] + sum(len(part[0]) for part in found))
-        rows, texts = reach.layout.together(parts)
-        places = np.array([numbers[key] for key in keys], np.int64) if len(numbers) < len(keys) else None
-        return reach.reads.values(rows, np.array(starts), t, texts, places)
+    ) -> dict[str, Column]:
+        different = dict.fromkeys(keys)
+        rows, starts, texts = reach.layout.together(self._chunks(prefix, reach, list(different), t))
+        places = None
+        if len(different) < len(keys):
+            numbers = {key: number for number, key in enumerate(different)}
+            places = np.array([numbers[key] for key in keys], np.int64)
+        return reach.reads.values(rows, starts, t, texts, places)
 
-    def _rows(
-        self, prefix: bytes, reach: Reach, key: tuple[Any, ...], t: int
-    ) -> list[tuple[RowWords, Texts]]:
-        """Fetch an entity's rows, or take those that another model's reads fetched, where they go as far."""
-        known = self._fetched.get((prefix, key))
-        if known is not None and known[0] == t and (known[1] is reach or known[1].goes_as_far_as(reach)):
-            return known[2]
-        found = self._store.index.entity(self._txn, prefix, reach, key, t)
-        self._fetched[prefix, key] = (t, reach, found)
-        return found
+    def _chunks(
+        self, prefix: bytes, reach: Reach, keys: Sequence[tuple[Any, ...]], t: int
+    ) -> list[list[Any]]:
+        """Fetch entities' chunks, or take those that another model's reads fetched, where they go as far."""
+        fetched = self._fetched.get((prefix, t))
+        if fetched is None or not (fetched[0] is reach or fetched[0].goes_as_far_as(reach)):
+            fetched = self._fetched[prefix, t] = (reach, {})
+        known = fetched[1]
+        missing = [key for key in keys if key not in known]
+        if missing:
+            chunks = self._store.index.chunks_of(self._txn, prefix, fetched[0], missing, t)
+            known.update(zip(missing, chunks, strict=True))
+        return [known[key] for key in keys]
 
 
 class OnlineStore:

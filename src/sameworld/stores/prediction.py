@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from decimal import Decimal
 from typing import Any
 
 import msgspec
-import pyarrow as pa
+
+from sameworld.asof.column import of_plain as column_of
+from sameworld.asof.column import plain as logged
+
+__all__ = ["LAST_ANSWER", "Prediction", "Shape", "column_of", "logged"]
 
 LAST_ANSWER = "last answer"
 """Among the ages of a prediction: how old the answer was that it repeats. No source can be called so."""
@@ -63,28 +65,3 @@ class Shape(msgspec.Struct, frozen=True):
     request: dict[str, str]
     features: dict[str, str]
     meanings: dict[str, str]
-
-
-def logged(column: pa.Array) -> list[Any]:
-    """Give a feature column's values as a record has them, to the bit: instants in microseconds, decimals as text."""
-    if _has(column.type, pa.types.is_timestamp):
-        column = column.cast(pa.list_(pa.int64()) if pa.types.is_list(column.type) else pa.int64())
-    values = column.to_pylist()
-    return _each(values, str) if _has(column.type, pa.types.is_decimal) else values
-
-
-def column_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Give the feature column of what `logged` gave."""
-    return pa.array(_each(values, Decimal) if _has(kind, pa.types.is_decimal) else list(values), kind)
-
-
-def _has(kind: pa.DataType, is_one: Callable[[pa.DataType], bool]) -> bool:
-    """Whether values of this type are, or are lists of, what is asked about."""
-    return is_one(kind.value_type if pa.types.is_list(kind) else kind)
-
-
-def _each(values: Sequence[Any], change: Callable[[Any], Any]) -> list[Any]:
-    return [
-        None if value is None else _each(value, change) if isinstance(value, list) else change(value)
-        for value in values
-    ]

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from sameworld.asof.column import ArrowColumn, Column
 from sameworld.asof.request import feature_columns
 from sameworld.asof.values import float_column
 from sameworld.definitions.feature import Category, Feature
@@ -64,19 +65,30 @@ def _comparable(column: pa.Array) -> pa.Array:
 
 
 def matrix(encodings: Sequence[ColumnEncoding], columns: Mapping[str, pa.Array]) -> NDArray[np.float64]:
+    """Give the matrix of arrays; see `matrix_of`."""
+    return matrix_of(
+        encodings, {encoding.name: ArrowColumn(columns[encoding.name]) for encoding in encodings}
+    )
+
+
+def matrix_of(encodings: Sequence[ColumnEncoding], columns: Mapping[str, Column]) -> NDArray[np.float64]:
     """Give shape (rows, columns), C order: numbers as the nearest float64, booleans 0 and 1, categories their number, NaN for null."""
-    count = len(columns[encodings[0].name])
-    result = np.empty((count, len(encodings)), np.float64)
-    for place, encoding in enumerate(encodings):
-        column = _comparable(columns[encoding.name])
-        if encoding.categories is not None:
-            if count <= _FEW:
-                result[:, place] = [encoding.numbers.get(value, np.nan) for value in column.to_pylist()]
-                continue
-            known = encoding.known if len(encoding.known) else pa.array([], column.type)
-            column = pc.index_in(column, value_set=known, skip_nulls=True)
-        if pa.types.is_boolean(column.type):
-            column = column.cast(pa.int8())
-        # Integers with nulls come as float64 with NaN, without nulls as integers: assigning rounds both alike.
-        result[:, place] = column.to_numpy(zero_copy_only=False)
-    return result
+    numbers = [
+        columns[encoding.name].floats()
+        if encoding.categories is None
+        else _codes(encoding, columns[encoding.name])
+        for encoding in encodings
+    ]
+    return np.ascontiguousarray(np.concatenate(numbers).reshape(len(numbers), -1).T)
+
+
+def _codes(encoding: ColumnEncoding, column: Column) -> NDArray[np.float64]:
+    if isinstance(column, ArrowColumn):
+        array = _comparable(column.arrow())
+        if len(array) > _FEW:
+            known = encoding.known if len(encoding.known) else pa.array([], array.type)
+            return ArrowColumn(pc.index_in(array, value_set=known, skip_nulls=True)).floats()
+        values = array.to_pylist()
+    else:
+        values = column.plain()
+    return np.array([encoding.numbers.get(value, np.nan) for value in values], np.float64)

@@ -1,0 +1,154 @@
+"""One request on its way through the server, and what was read for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from sameworld.asof.column import Column, null_column
+from sameworld.server.served import Served
+from sameworld.server.served_tier import ServedTier
+from sameworld.server.turns import Line
+from sameworld.serving.tiers import Known, Replaced
+from sameworld.training.encoding import matrix_of
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """One request on its way.
+
+    Args:
+        fields: values in the order of the model's request fields; instants in microseconds.
+        at: the moment in a replay, in microseconds.
+        arrived, deadline: seconds on the steady clock.
+        answer: what its caller waits for.
+        line: where it waits.
+        place: among the different requests of its batch that read the same.
+        seen: what its batch read.
+        tried, reason: the last tier that was tried (-1 is none), and why it is not the answer.
+        given: whether its answer is decided, and perhaps on its way to the log still.
+    """
+
+    served: Served
+    fields: list[Any]
+    at: int | None
+    arrived: float
+    deadline: float
+    answer: asyncio.Future[Any]
+    line: Line[Asked]
+    place: int = 0
+    seen: Seen | None = None
+    tried: int = -1
+    reason: str = ""
+    given: bool = False
+
+    @property
+    def by_name(self) -> dict[str, Any]:
+        return dict(zip(self.served.fields, self.fields, strict=True))
+
+
+@dataclass
+class Seen:
+    """What requests of one moment to models with the same features are answered from.
+
+    Args:
+        group: the requests.
+        different: one of each different request; a request's `place` is its own among them.
+        t, sequence: the moment and the last event seen.
+        values: the aggregates of the different requests, of those sources that could be read.
+        ages: source -> microseconds since its latest row became readable.
+        broken: source -> why it could not be read.
+        store: why nothing could be read.
+        reading: seconds a request that reading has taken.
+        made: what tiers made of it, once for all models.
+    """
+
+    group: list[Asked]
+    different: list[Asked]
+    t: int
+    sequence: int = 0
+    values: dict[str, Column] = field(default_factory=dict[str, Column])
+    ages: dict[str, int | None] = field(default_factory=dict[str, "int | None"])
+    broken: dict[str, str] = field(default_factory=dict[str, str])
+    store: str = ""
+    reading: float = 0.0
+    made: dict[Any, Any] = field(default_factory=dict[Any, Any])
+
+    def inputs(
+        self, tier: ServedTier, nulls: Sequence[Replaced], own: Sequence[Asked]
+    ) -> tuple[dict[str, Column], dict[str, Column]]:
+        """Give the aggregates, with nulls in the place of some, and the fields of some of its requests."""
+        served = own[0].served
+        gone = {column for null in nulls for column in null.aggregates}
+        places = None if own is self.different else [asked.place for asked in own]
+        values = {
+            name: null_column(served.aggregate_types[name], len(own))
+            if name in gone
+            else self.values[name]
+            if places is None
+            else self.values[name].take(places)
+            for name in tier.aggregates
+        }
+        return values, served.layout.columns([asked.fields for asked in own])
+
+    def columns(self, tier: ServedTier, nulls: Sequence[Replaced]) -> dict[str, Column]:
+        """Give the feature columns of the different requests as a tier sees them."""
+        return self._once(
+            ("columns", tier.sees_as, tuple(nulls)),
+            lambda: tier.evaluate(*self.inputs(tier, nulls, self.different)),
+        )
+
+    def vectors(self, tier: ServedTier, nulls: Sequence[Replaced]) -> list[list[Any]]:
+        """Give what a tier sees of the different requests as the log has it."""
+        return self._once(
+            ("vectors", tier.sees_as, tuple(nulls)),
+            lambda: tier.vectors(
+                self.columns(tier, nulls), self.group[0].served.columns, len(self.different)
+            ),
+        )
+
+    def matrix(self, tier: ServedTier, nulls: Sequence[Replaced]) -> NDArray[np.float64]:
+        """Give what a tier sees of the different requests as its estimator does."""
+        return self._once(
+            ("matrix", tier.encoded_as, tier.sees_as, tuple(nulls)),
+            lambda: matrix_of(tier.encodings, self.columns(tier, nulls)),
+        )
+
+    def known(self, served: Served, left: float) -> Known:
+        """Give what one model's next tier is chosen by, with so many seconds left."""
+        closed = {tier.name: why for tier in served.laned if (why := tier.closed())}
+        takes = {tier.name: tier.takes for tier in served.laned}
+        return Known(self.ages, self.broken, self.store, closed, takes, left)
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+
+class Given(msgspec.Struct, gc=False):
+    """What a caller is told."""
+
+    value: float
+    tier: str
+    reason: str
+    version: str
+    id: str
+    logged: bool
+
+
+def different(group: list[Asked]) -> list[Asked]:
+    """Give one of each different request (the group itself where no two are alike), and note each request's place among them."""
+    numbers: dict[tuple[Any, ...], int] = {}
+    found: list[Asked] = []
+    for asked in group:
+        asked.place = numbers.setdefault(tuple(asked.fields), len(found))
+        if asked.place == len(found):
+            found.append(asked)
+    return group if len(found) == len(group) else found
