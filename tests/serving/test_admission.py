@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sameworld.serving.admission import Law, Line, batch, in_time, learnt, share, wait
+from sameworld.serving.admission import Law, Line, batch, by_the_row, in_time, learnt, share, wait
 
 
 def law(fixed: float, each: float, at: float = 0.0) -> Law:
@@ -134,3 +134,12 @@ def test_a_process_is_handed_what_it_can_do_before_the_first_deadline() -> None:
     assert batch(made, [9.0] * 3, 10.0) == 1
     assert in_time(made, 10, 10.05, 10.0, 0.02)
     assert not in_time(made, 40, 10.05, 10.0, 0.02)
+
+
+def test_a_line_that_waits_finds_out_what_a_row_costs() -> None:
+    """A batch has a price of its own; whoever takes it for that of its rows answers a few at a time for ever."""
+    made = by_the_row(0.0021)  # of which nearly all is the batch's
+    for _ in range(40):
+        taken = share([Line(made, [100.0] * 64)], 0.0, 0.005)[0].take
+        made = learnt(made, taken, 0.002 + 0.00001 * taken, 0.0)
+    assert taken == 64

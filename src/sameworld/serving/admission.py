@@ -18,6 +18,7 @@ _OUTLIER = (
 _LEAST = 1e-4  # below this, what was expected is no measure of an outlier
 _UNCERTAINTY = 1.2  # what is asked of the law is this much more than what it says
 _STALE = 0.5
+_NARROW = 0.01  # sizes of batches that differ by less than a tenth say nothing of what a row costs
 
 
 class Law(msgspec.Struct, frozen=True, gc=False):
@@ -42,6 +43,16 @@ class Law(msgspec.Struct, frozen=True, gc=False):
         """Give the seconds that so many rows are expected to take; 0 for none."""
         return _UNCERTAINTY * (self.fixed + self.each * rows) if rows else 0.0
 
+    @property
+    def spread(self) -> float:
+        """How different the batches' sizes were: the square of their coefficient of variation."""
+        return self.weight * self.squares / (self.rows * self.rows) - 1.0 if self.rows else 0.0
+
+    @property
+    def trial(self) -> int:
+        """The rows that a batch may have to teach something: where all were of about one size, the price of a row is a guess, and half as many again tell."""
+        return int(1.5 * self.rows / self.weight) + 1 if self.weight and self.spread < _NARROW else 1
+
     def within(self, seconds: float) -> int:
         """Give how many rows cost at most so much."""
         left = seconds / _UNCERTAINTY - self.fixed
@@ -65,7 +76,7 @@ def learnt(law: Law, rows: int, seconds: float, at: float) -> Law:
     xx = _REMEMBERED * law.squares + rows * rows
     xy = _REMEMBERED * law.products + rows * seconds
     spread = weight * xx - x * x
-    if spread > 1e-6 * x * x:
+    if spread > _NARROW * x * x:
         each = min(max((weight * xy - x * y) / spread, 0.0), y / x)
     else:  # batches of one size do not say what belongs to a row: keep what is known of it
         each = min(law.each, y / x)
@@ -94,7 +105,7 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
 def share(lines: Sequence[Line], now: float, turn_seconds: float) -> list[Turn]:
     """Share one turn of the event loop between models; one `Turn` a line.
 
-    Each line gets what it needs or an equal part of what the others leave, whichever is less, and at least one row. So the row that is i-th in its line
+    Each line gets what it needs or an equal part of what the others leave, whichever is less, and at least one row, or a few more to learn from. So the row that is i-th in its line
     will have been answered when each other line has had as much as it, or all it wants: what that is too late for is shed.
 
     Args:
@@ -113,7 +124,7 @@ def share(lines: Sequence[Line], now: float, turn_seconds: float) -> list[Turn]:
     left = turn_seconds
     result: list[Turn] = []
     for line, turn in zip(lines, turns, strict=True):
-        rows = min(turn.take, max(line.law.within(allowed), 1)) if left > 0.0 else 0
+        rows = min(turn.take, max(line.law.within(allowed), line.law.trial)) if left > 0.0 else 0
         left -= line.law.cost(rows)
         result.append(Turn(rows, turn.shed))
     return result
