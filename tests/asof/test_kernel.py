@@ -215,6 +215,21 @@ def test_small_histories_give_what_a_plain_filter_gives(seed: int) -> None:
             assert got[name] == filtered(given, read, window), name
 
 
+@pytest.mark.parametrize("asked", ["features", "labels"])
+@pytest.mark.parametrize("superseded", [0.0, 0.5])
+def test_moments_in_the_order_of_time_give_what_a_plain_filter_gives(superseded: float, asked: str) -> None:
+    # windows reach most rows after they have become readable; labels are all known at one time
+    span = 2000
+    given = random_history(5, (300, 0, 70, 17, 1), 25, superseded=superseded, span=span)
+    known = given.as_of if asked == "features" else np.full(given.as_of.shape[0], span)
+    given = replace(given, at=given.as_of, as_of=known)
+    reads = reads_over(windows_of(span))
+    got = values_of(given, reads)
+    for read in reads:
+        for name, window in zip(read.names, read.windows, strict=True):
+            assert got[name] == filtered(given, read, window), name
+
+
 def test_the_number_of_threads_changes_nothing() -> None:
     sizes = np.random.default_rng(2).integers(0, 60, 300).tolist()
     given = random_history(2, sizes, 5, superseded=0.3, span=1000)

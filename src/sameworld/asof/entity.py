@@ -33,7 +33,7 @@ from sameworld.asof.exact_variance import (
     scratch_size,
     square_limbs_for,
 )
-from sameworld.asof.kernel import add, read
+from sameworld.asof.kernel import TURN, add, key_of, read
 from sameworld.asof.plan import Read
 from sameworld.asof.read import got_of, partials_of, values_of, words_for
 from sameworld.asof.schedule import edge_time, first_at_or_after
@@ -44,7 +44,6 @@ EVENT, AVAILABLE, SUPERSEDED, VERSION, TIE, FIRST_VALID = range(6)
 VALID_BITS = 62
 
 _NO_VALID = np.zeros(0, np.uint8)
-_KEY = np.int64(0x7FFFFFFFFFFFFFFF)
 _IN_BLOCKS = ("float", "integer", "boolean", "instant")
 _words = numba.types.Array(numba.int64, 1, "C", readonly=True)
 _flags = numba.types.Array(numba.uint8, 1, "C", readonly=True)
@@ -108,13 +107,13 @@ def read_entities(
                             break
                 out[entity, to + found : to + wanted[item]] = -1
             elif op in (MIN, MAX):
-                some, best = 0, np.int64(0)
+                some, best, turn = 0, np.int64(0), TURN if is_float else np.int64(0)
                 for row in range(low, high):
                     if valid[row] & mask != 0 and available[row] < t <= superseded[row]:
-                        key = words[row] ^ ((words[row] >> 63) & _KEY) if is_float else words[row]
+                        key = key_of(words[row], turn)
                         if some == 0 or (key < best if op == MIN else key > best):
                             some, best = 1, key
-                out[entity, to], out_words[entity, to] = some, best
+                out[entity, to], out_words[entity, to] = some, key_of(best, turn)
             elif op == DISTINCT:
                 seen = np.empty(high - low, np.int64)
                 found = 0

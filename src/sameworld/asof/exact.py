@@ -51,15 +51,15 @@ def exponents_of(
             exponent = 1
         else:
             mantissa |= _HIDDEN
+        highest = max(highest, exponent - 1023) if found else exponent - 1023
         least = exponent - 1075
-        while mantissa & 1 == 0:
-            mantissa >>= 1
-            least += 1
-        most = exponent - 1023
-        if not found or least < lowest:
-            lowest = least
-        if not found or most > highest:
-            highest = most
+        # So many of its lowest bits must be zeros if none is below the lowest of the others.
+        below = lowest - least if found else 64
+        if below > 0 and (below > 52 or mantissa & ((np.int64(1) << below) - 1) != 0):
+            while mantissa & 1 == 0:
+                mantissa >>= 1
+                least += 1
+            lowest = min(lowest, least) if found else least
         found = True
     return lowest, highest
 
@@ -117,10 +117,8 @@ def add_float(cell: NDArray[np.int64], bits: int, base: int, sign: int) -> None:
     if bits < 0:
         sign = -sign
     cell[limb] += sign * first
-    if second != 0:
-        cell[limb + 1] += sign * second
-    if third != 0:
-        cell[limb + 2] += sign * third
+    cell[limb + 1] += sign * second
+    cell[limb + 2] += sign * third
 
 
 @compiled(inline="always")

@@ -2,7 +2,7 @@
 
 Three families, each O(rows + moments) for every window, or a small logarithm more:
 - `slide`: what a row adds to can take it away again (counts, exact sums and squares, counts of each value), so every row enters and leaves a window once;
-- `extremes`: least and greatest values, from blocks of 16 rows, of 256 and so on, in which an arrival raises its blocks and a departure recomputes them;
+- `extremes`: least and greatest values, from blocks of 16 rows, of 256 and so on, in which a late arrival raises its blocks and a departure recomputes them;
 - `positions`: the first or last rows of a window that are there, skipping blocks of rows that are not.
 """
 
@@ -26,6 +26,7 @@ _schedule = numba.types.NamedTuple(
         numba.int64[::1],
         numba.int64[::1],
         numba.int64[::1],
+        numba.uint8[::1],
         _ranks,
         _ranks,
         _ranks,
@@ -70,6 +71,36 @@ def add(
 
 
 @compiled()
+def _add_rows(
+    op: int,
+    cell: NDArray[np.int64],
+    there: NDArray[np.uint8],
+    words: NDArray[np.int64],
+    first: int,
+    is_float: bool,
+    base: int,
+    sum_limbs: int,
+    low: int,
+    high: int,
+    sign: int,
+) -> None:
+    """Add the ranks low to high - 1 that are there to a partial, or take them away again."""
+    if op == COUNT:
+        count = 0
+        for rank in range(low, high):
+            count += there[rank]
+        cell[0] += sign * count
+    elif op == SUM and is_float:
+        for rank in range(low, high):
+            if there[rank] != 0:
+                add_float(cell, words[first + rank], base, sign)
+    else:
+        for rank in range(low, high):
+            if there[rank] != 0:
+                add(op, cell, words[first + rank], is_float, base, sum_limbs, sign)
+
+
+@compiled(inline="always")
 def read(
     op: int,
     cell: NDArray[np.int64],
@@ -96,6 +127,16 @@ def read(
         total, fits = read_integer(cell, scratch[:sum_limbs])
         return (cell[0] if fits else -1), total
     return cell[0], 0
+
+
+@compiled()
+def _prompt(
+    schedule: Schedule, first: int, stop: int, valid: NDArray[np.uint8], there: NDArray[np.uint8]
+) -> None:
+    """Write which of an entity's rows are there from the beginning."""
+    prompt, takes_part = schedule.prompt[first:stop], valid[first:stop]
+    for rank in range(stop - first):
+        there[rank] = prompt[rank] & takes_part[rank]
 
 
 @compiled(
@@ -146,7 +187,7 @@ def slide(
         begin, end = schedule.moment_starts[entity], schedule.moment_starts[entity + 1]
         if begin == end:
             continue
-        there[: stop - first] = 0
+        _prompt(schedule, first, stop, valid, there)
         cells[:, : (1 + distinct[entity] if op == DISTINCT else width)] = 0
         lows[:] = 0
         highs[:] = 0
@@ -176,37 +217,25 @@ def slide(
                 if (low >= highs[w] or high <= lows[w]) and op != DISTINCT:
                     cells[w, :] = 0
                     lows[w] = highs[w] = low
-                while highs[w] < high:
-                    if there[highs[w]] != 0:
-                        word = words[first + highs[w]] if op != COUNT else 0
-                        add(op, cells[w], word, is_float, base, sum_limbs, 1)
-                    highs[w] += 1
-                while lows[w] > low:
-                    lows[w] -= 1
-                    if there[lows[w]] != 0:
-                        word = words[first + lows[w]] if op != COUNT else 0
-                        add(op, cells[w], word, is_float, base, sum_limbs, 1)
-                while highs[w] > high:
-                    highs[w] -= 1
-                    if there[highs[w]] != 0:
-                        word = words[first + highs[w]] if op != COUNT else 0
-                        add(op, cells[w], word, is_float, base, sum_limbs, -1)
-                while lows[w] < low:
-                    if there[lows[w]] != 0:
-                        word = words[first + lows[w]] if op != COUNT else 0
-                        add(op, cells[w], word, is_float, base, sum_limbs, -1)
-                    lows[w] += 1
-                count, read_word = read(
-                    op, cells[w], is_float, base, sum_limbs, square_limbs, scratch, number
-                )
+                cell = cells[w]
+                # Asked first, since a call costs more than most of them do.
+                if highs[w] < high:
+                    _add_rows(op, cell, there, words, first, is_float, base, sum_limbs, highs[w], high, 1)
+                if low < lows[w]:
+                    _add_rows(op, cell, there, words, first, is_float, base, sum_limbs, low, lows[w], 1)
+                if high < highs[w]:
+                    _add_rows(op, cell, there, words, first, is_float, base, sum_limbs, high, highs[w], -1)
+                if lows[w] < low:
+                    _add_rows(op, cell, there, words, first, is_float, base, sum_limbs, lows[w], low, -1)
+                lows[w], highs[w] = low, high
+                count, read_word = read(op, cell, is_float, base, sum_limbs, square_limbs, scratch, number)
                 out[moment, w] = count
                 if out_words.shape[0]:
                     out_words[moment, w] = read_word
 
 
+TURN = np.int64(0x7FFFFFFFFFFFFFFF)
 _BITS = 4
-
-
 _BLOCK = 1 << _BITS
 
 
@@ -225,15 +254,27 @@ def _levels(rows: int) -> tuple[NDArray[np.int64], int]:
 
 
 @compiled()
+def key_of(word: int, turn: int) -> int:
+    """Give a word as a key in the order of the values, or a key as a word.
+
+    Args:
+        turn: TURN for normalised float64's bits (NaN becomes the greatest), 0 for others.
+    """
+    return word ^ ((word >> 63) & turn)
+
+
+@compiled(inline="always")
 def _scan(
-    level: int, low: int, high: int, first: int, keys: NDArray[np.int64], flip: int, there: NDArray[np.uint8],
+    level: int, low: int, high: int, first: int, words: NDArray[np.int64], turn: int, flip: int, there: NDArray[np.uint8],
     begins: NDArray[np.int64], best: NDArray[np.int64], some: NDArray[np.uint8], found: int, key: int,
 ) -> tuple[int, int]:  # fmt: skip
     """Take the greatest key of blocks low to high - 1 of a level into (found, key)."""
     if level == 0:
         for i in range(low, high):
-            if there[i] != 0 and (found == 0 or (keys[first + i] ^ flip) > key):
-                found, key = 1, keys[first + i] ^ flip
+            if there[i] != 0:
+                own = key_of(words[first + i], turn) ^ flip
+                if found == 0 or own > key:
+                    found, key = 1, own
     else:
         for i in range(begins[level] + low, begins[level] + high):
             if some[i] != 0 and (found == 0 or best[i] > key):
@@ -241,9 +282,9 @@ def _scan(
     return found, key
 
 
-@compiled()
+@compiled(inline="always")
 def _greatest(
-    low: int, high: int, first: int, keys: NDArray[np.int64], flip: int, there: NDArray[np.uint8],
+    low: int, high: int, first: int, words: NDArray[np.int64], turn: int, flip: int, there: NDArray[np.uint8],
     begins: NDArray[np.int64], best: NDArray[np.int64], some: NDArray[np.uint8],
 ) -> tuple[int, int]:  # fmt: skip
     """Give whether there is a row among ranks low to high - 1, and the greatest key."""
@@ -251,12 +292,12 @@ def _greatest(
     while low < high:
         whole_low, whole_high = (low + _BLOCK - 1) >> _BITS, high >> _BITS
         if whole_low >= whole_high:
-            return _scan(level, low, high, first, keys, flip, there, begins, best, some, found, key)
+            return _scan(level, low, high, first, words, turn, flip, there, begins, best, some, found, key)
         found, key = _scan(
-            level, low, whole_low << _BITS, first, keys, flip, there, begins, best, some, found, key
+            level, low, whole_low << _BITS, first, words, turn, flip, there, begins, best, some, found, key
         )
         found, key = _scan(
-            level, whole_high << _BITS, high, first, keys, flip, there, begins, best, some, found, key
+            level, whole_high << _BITS, high, first, words, turn, flip, there, begins, best, some, found, key
         )
         low, high = whole_low, whole_high
         level += 1
@@ -264,15 +305,37 @@ def _greatest(
 
 
 @compiled()
+def _raise(
+    rows: int, first: int, words: NDArray[np.int64], turn: int, flip: int, there: NDArray[np.uint8],
+    begins: NDArray[np.int64], best: NDArray[np.int64], some: NDArray[np.uint8],
+) -> None:  # fmt: skip
+    """Compute all blocks."""
+    size, level = rows, 1
+    while size > 1:
+        blocks = (size + _BLOCK - 1) >> _BITS
+        for block in range(blocks):
+            low, high = block << _BITS, min((block + 1) << _BITS, size)
+            found, key = _scan(
+                level - 1, low, high, first, words, turn, flip, there, begins, best, some, 0, np.int64(0)
+            )
+            some[begins[level] + block] = found
+            best[begins[level] + block] = key
+        size = blocks
+        level += 1
+
+
+@compiled()
 def _lower(
-    rank: int, rows: int, first: int, keys: NDArray[np.int64], flip: int, there: NDArray[np.uint8],
+    rank: int, rows: int, first: int, words: NDArray[np.int64], turn: int, flip: int, there: NDArray[np.uint8],
     begins: NDArray[np.int64], best: NDArray[np.int64], some: NDArray[np.uint8],
 ) -> None:  # fmt: skip
     """Recompute the blocks of a row that left."""
     size, level, block = rows, 1, rank >> _BITS
     while size > 1:
         low, high = block << _BITS, min((block + 1) << _BITS, size)
-        found, key = _scan(level - 1, low, high, first, keys, flip, there, begins, best, some, 0, np.int64(0))
+        found, key = _scan(
+            level - 1, low, high, first, words, turn, flip, there, begins, best, some, 0, np.int64(0)
+        )
         size = (size + _BLOCK - 1) >> _BITS
         at = begins[level] + block
         some[at] = found
@@ -282,16 +345,17 @@ def _lower(
 
 
 @compiled(
-    numba.void(*_COMMON, numba.boolean, numba.int64[:, ::1], numba.int64[:, ::1]))  # fmt: skip
+    numba.void(*_COMMON, numba.boolean, numba.boolean, numba.int64[:, ::1], numba.int64[:, ::1]))  # fmt: skip
 def extremes(
     op: int,
     schedule: Schedule,
     first_entity: int,
     last_entity: int,
-    keys: NDArray[np.int64],
+    words: NDArray[np.int64],
     valid: NDArray[np.uint8],
     starts: NDArray[np.int64],
     ends: NDArray[np.int64],
+    is_float: bool,
     least: bool,
     out: NDArray[np.int64],
     out_words: NDArray[np.int64],
@@ -300,9 +364,10 @@ def extremes(
 
     Args:
         op: MIN or MAX; not used, `least` says it.
-        keys: shape (rows,), in the order of the values.
+        words: shape (rows,), see `InputColumn`.
+        is_float: whether words are float64's bits.
         least: whether the least key is wanted.
-        out, out_words: shape (moments, windows), written: 1 where there is one, 0 where not; and the key.
+        out, out_words: shape (moments, windows), written: 1 where there is one, 0 where not; and its word.
         Others: as in `slide`.
     """
     windows = starts.shape[0]
@@ -313,6 +378,7 @@ def extremes(
     _, most = _levels(longest)
     best = np.zeros(most, np.int64)
     some = np.zeros(most, np.uint8)
+    turn = TURN if is_float else np.int64(0)
     flip = np.int64(-1) if least else np.int64(0)  # ~key turns the order round
     for entity in range(first_entity, last_entity):
         first, stop = schedule.row_starts[entity], schedule.row_stops[entity]
@@ -320,9 +386,9 @@ def extremes(
         if begin == end:
             continue
         rows = stop - first
-        begins, total = _levels(rows)
-        there[:rows] = 0
-        some[:total] = 0
+        begins, _ = _levels(rows)
+        _prompt(schedule, first, stop, valid, there)
+        _raise(rows, first, words, turn, flip, there, begins, best, some)
         come = gone = 0
         for moment in range(begin, end):
             while come < schedule.arrived[moment]:
@@ -331,7 +397,7 @@ def extremes(
                 if valid[first + rank] == 0:
                     continue
                 there[rank] = 1
-                key = keys[first + rank] ^ flip
+                key = key_of(words[first + rank], turn) ^ flip
                 size, level, block = rows, 1, rank >> _BITS
                 while size > 1:
                     size = (size + _BLOCK - 1) >> _BITS
@@ -348,15 +414,15 @@ def extremes(
                     gone += 1
                     if there[rank] != 0:
                         there[rank] = 0
-                        _lower(rank, rows, first, keys, flip, there, begins, best, some)
+                        _lower(rank, rows, first, words, turn, flip, there, begins, best, some)
             for w in range(windows):
                 low, high = (
                     np.int64(schedule.edges[starts[w], moment]),
                     np.int64(schedule.edges[ends[w], moment]),
                 )
-                found, key = _greatest(low, high, first, keys, flip, there, begins, best, some)
+                found, key = _greatest(low, high, first, words, turn, flip, there, begins, best, some)
                 out[moment, w] = found
-                out_words[moment, w] = key ^ flip
+                out_words[moment, w] = key_of(key ^ flip, turn)
 
 
 _SHIFT = 6
@@ -433,9 +499,13 @@ def positions(
         if begin == end:
             continue
         rows = stop - first
-        there[:rows] = 0
         few[: (rows >> _SHIFT) + 1] = 0
         many[: (rows >> (2 * _SHIFT)) + 1] = 0
+        _prompt(schedule, first, stop, valid, there)
+        for rank in range(rows):
+            few[rank >> _SHIFT] += there[rank]
+        for block in range((rows >> _SHIFT) + 1):
+            many[block >> _SHIFT] += few[block]
         come = gone = 0
         for moment in range(begin, end):
             while come < schedule.arrived[moment]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -71,9 +72,35 @@ def entities_of(rows: SortedRows, first: int, last: int) -> SortedRows:
     )
 
 
+@dataclass(frozen=True)
+class InOrder:
+    """Moments by entity, in each entity's order of knowing.
+
+    Args:
+        order: shape (moments,), which moment comes where.
+        starts: shape (entities + 2,), where each entity's begin; those of no entity come before the first.
+    """
+
+    order: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+
+def in_order(
+    codes: NDArray[np.int64], entities: int, as_of: NDArray[np.int64], at: NDArray[np.int64], run: Threads
+) -> InOrder:
+    """Put moments in order.
+
+    Args:
+        codes: shape (moments,), each one's entity; -1 for one without rows.
+        entities: how many there are.
+        as_of, at, run: as in `values_at`.
+    """
+    return InOrder(*sorted_order(codes + 1, entities + 1, (as_of, at), run))
+
+
 def values_at(
     parts: RowParts,
-    codes: NDArray[np.int64],
+    moments: InOrder,
     as_of: NDArray[np.int64],
     at: NDArray[np.int64],
     reads: Sequence[Read],
@@ -83,7 +110,7 @@ def values_at(
 
     Args:
         parts: the rows; let go of in the end.
-        codes: shape (moments,), each one's entity; -1 for one without rows.
+        moments: which are whose.
         as_of, at: shape (moments,), microseconds; rows readable before the one count, windows refer to the other.
         reads: the grouping's.
         run: threads.
@@ -91,9 +118,7 @@ def values_at(
     Raises:
         AsOfError: an integer sum does not fit int64.
     """
-    cuts = parts.cuts
-    # One more entity before the first, without rows.
-    order, starts = sorted_order(codes + 1, int(cuts[-1]) + 1, (as_of, at), run)
+    cuts, order, starts = parts.cuts, moments.order, moments.starts
     as_of, at = run.take(as_of, order), run.take(at, order)
 
     def part(number: int) -> list[dict[str, pa.Array]]:

@@ -72,16 +72,9 @@ def partials_of(read: Read) -> list[Partial]:
 
 def words_for(partial: int, column: InputColumn) -> tuple[NDArray[np.int64], bool]:
     """Give an input's words as a partial takes them, and whether they are float64's bits."""
-    if partial in (MIN, MAX) and column.is_float:
-        return _turned(column.words), True
     if partial == SQUARES and column.family is not None and column.family.startswith("decimal"):
         return as_float(column.family, column.words).view(np.int64), True
     return column.words, column.is_float
-
-
-def _turned(words: NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64 keys in the order of normalised float64 (NaN the greatest), and the way back."""
-    return words ^ ((words >> 63) & np.int64(0x7FFFFFFFFFFFFFFF))
 
 
 def values_of(
@@ -107,17 +100,7 @@ def got_of(
     second: Got | None = None,
 ) -> Got:
     """Give what was kept of an input as the table of aggregations reads it."""
-    turned = AGGREGATIONS[read.operation].partial in (MIN, MAX) and column.is_float
-    return Got(
-        read.operation,
-        column.family,
-        out,
-        _turned(words) if turned else words,
-        at,
-        read.arguments,
-        second,
-        column,
-    )
+    return Got(read.operation, column.family, out, words, at, read.arguments, second, column)
 
 
 def read_windows(
@@ -221,6 +204,7 @@ def _schedule(
         np.empty(rows.starts.shape[0] - 1, np.int64),
         np.empty(rows.starts.shape[0] - 1, np.int64),
         np.array(moment_starts, np.int64),  # a copy: the kernels take only arrays that can be written here
+        np.empty(rows.event.shape[0], np.uint8),
         np.empty(rows.event.shape[0], np.int32),
         np.empty(moments, np.int32),
         np.empty(rows.event.shape[0] if supersedes else 0, np.int32),
@@ -271,9 +255,9 @@ def _keep(
         run(
             load,
             lambda first, last: kernel.extremes(
-                op, schedule, first, last, words, column.valid, starts, ends, op == MIN, out, out_words
+                op, schedule, first, last, words, column.valid, starts, ends, is_float, op == MIN, out, out_words
             ),
-        )
+        )  # fmt: skip
         return _Kept(out, out_words)
     distinct = NO_WORDS
     if op == DISTINCT:

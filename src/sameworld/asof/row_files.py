@@ -111,8 +111,16 @@ def writing_words(folder: Path, parts: Iterable[Words]) -> Iterator[Words]:
     files.close()
 
 
+def write_words(folder: Path, columns: Words) -> None:
+    """Write columns as they are."""
+    files = _Files(folder)
+    for name, column in columns.items():
+        files.add(name, column)
+    files.close()
+
+
 def read_words(folder: Path) -> Words:
-    """Give columns as `writing_words` wrote them, mapped into memory."""
+    """Give columns as `write_words` or `writing_words` wrote them, mapped into memory."""
     return _mapped_columns(folder)[0]
 
 

@@ -2,7 +2,8 @@
 
 A row version is used at a moment when `available < as_of <= superseded` and its event time lies in [at + start, at + end). (Strictly before, so a row
 readable at the very moment is not used.) So a row arrives at the first moment known after it became readable, and leaves at the first one known after it
-was superseded; and a window is a range of ranks, since rows are in order of event time.
+was superseded; and a window is a range of ranks, since rows are in order of event time. Most rows are readable before any window reaches them: those are
+prompt, and take no part in the order of arrivals.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Schedule(NamedTuple):
         row_starts, row_stops: shape (entities,), which rows of each entity any window can reach: those whose event times lie between the earliest start
             and the latest end. None for an entity without moments.
         moment_starts: shape (entities + 1,), where each entity's moments begin; an entity's moments are in order of `as_of`.
-        arriving: shape (rows,), from an entity's first row on: the ranks (places within the entity) of its rows in the order in which they arrive.
+        prompt: shape (rows,), 1 for a row that is there at the first moment that any window reaches it, and so may count as there from the beginning.
+        arriving: shape (rows,), from an entity's first row on: the ranks (places within the entity) of its other rows in the order in which they arrive.
         arrived: shape (moments,), how many of them have arrived by each moment.
         leaving, left: the same for rows that were superseded; `leaving` is empty when none ever is.
         edges: shape (offsets, moments), how many of the entity's rows have event times before at + offset.
@@ -36,6 +38,7 @@ class Schedule(NamedTuple):
     row_starts: NDArray[np.int64]
     row_stops: NDArray[np.int64]
     moment_starts: NDArray[np.int64]
+    prompt: NDArray[np.uint8]
     arriving: NDArray[np.int32]
     arrived: NDArray[np.int32]
     leaving: NDArray[np.int32]
@@ -95,24 +98,27 @@ def _first_after(times: NDArray[np.int64], low: int, high: int, near: int, time:
 
 _SIGNATURE = numba.void(
     _words, _words, numba.int64, numba.int64, _words, _words, _words, _words, _words, _words,
-    numba.int64[::1], numba.int64[::1], _ranks, _ranks, _ranks, _ranks, numba.int32[:, ::1],
+    numba.int64[::1], numba.int64[::1], numba.uint8[::1], _ranks, _ranks, _ranks, _ranks, numba.int32[:, ::1],
 )  # fmt: skip
 
 
 @compiled()
 def _in_buckets(
-    bucket: NDArray[np.int32], rows: int, order: NDArray[np.int32], counts: NDArray[np.int32]
+    ranks: NDArray[np.int32],
+    buckets: NDArray[np.int32],
+    count: int,
+    order: NDArray[np.int32],
+    sizes: NDArray[np.int32],
 ) -> None:
-    """Write the ranks bucket by bucket (-1: none) and turn the counts of each bucket into where it ends."""
+    """Write the first `count` of the ranks bucket by bucket, and turn the size of each bucket into where it ends."""
     place = np.int32(0)
-    for i in range(counts.shape[0]):
-        size = counts[i]
-        counts[i] = place
+    for i in range(sizes.shape[0]):
+        size = sizes[i]
+        sizes[i] = place
         place += size
-    for rank in range(rows):
-        if bucket[rank] >= 0:
-            order[counts[bucket[rank]]] = rank
-            counts[bucket[rank]] += 1
+    for i in range(count):
+        order[sizes[buckets[i]]] = ranks[i]
+        sizes[buckets[i]] += 1
 
 
 @compiled(_SIGNATURE)
@@ -129,6 +135,7 @@ def schedule_entities(
     offsets: NDArray[np.int64],
     row_starts: NDArray[np.int64],
     row_stops: NDArray[np.int64],
+    prompt: NDArray[np.uint8],
     arriving: NDArray[np.int32],
     arrived: NDArray[np.int32],
     leaving: NDArray[np.int32],
@@ -154,8 +161,9 @@ def schedule_entities(
             high = first_at_or_after(event, low, all_starts[entity + 1], latest)
         row_starts[entity], row_stops[entity] = low, high
         longest = max(longest, high - low)
-    arrives = np.empty(longest, np.int32)
-    leaves = np.empty(longest if superseded.shape[0] else 0, np.int32)
+    supersedes, last = superseded.shape[0] > 0, offsets.shape[0] - 1
+    late, arrives = np.empty(longest, np.int32), np.empty(longest, np.int32)
+    gone, leaves = np.empty(longest * supersedes, np.int32), np.empty(longest * supersedes, np.int32)
     for entity in range(first_entity, last_entity):
         first, stop = row_starts[entity], row_stops[entity]
         begin, end = moment_starts[entity], moment_starts[entity + 1]
@@ -172,29 +180,42 @@ def schedule_entities(
                     place = first_at_or_after(event, first, stop, time)
                 previous = time
                 edges[offset, moment] = place - first
+        rising = True  # so that windows reach a row at one moment and not before
+        for moment in range(begin + 1, end):
+            rising = rising and at[moment - 1] <= at[moment]
         arrived[begin:end] = 0
-        if superseded.shape[0]:
+        if supersedes:
             left[begin:end] = 0
-        near = begin
-        last_known = as_of[end - 1]
-        for row in range(first, stop):
-            arrives[row - first] = -1
-            if available[row] >= last_known:
-                continue
-            near = _first_after(as_of, begin, end, near, available[row])
-            if superseded.shape[0]:
-                leaves[row - first] = -1
-                if superseded[row] < as_of[near]:
+        come = went = 0
+        done, near, last_known = first, begin, as_of[end - 1]
+        for reached in range(begin, end if rising else begin + 1):
+            upto = first + edges[last, reached] if rising else stop
+            known = as_of[reached] if rising else BEGINNING
+            others = 0
+            for row in range(done, upto):
+                is_prompt = available[row] < known
+                prompt[row] = is_prompt
+                others += not is_prompt
+            for row in range(done, upto if others or supersedes else done):
+                if available[row] >= last_known:
                     continue
-                if superseded[row] < last_known:
-                    gone = _first_after(as_of, near, end, near, superseded[row])
-                    leaves[row - first] = gone - begin
-                    left[gone] += 1
-            arrives[row - first] = near - begin
-            arrived[near] += 1
-        _in_buckets(arrives, stop - first, arriving[first:stop], arrived[begin:end])
-        if superseded.shape[0]:
-            for rank in range(stop - first):
-                if arrives[rank] < 0:
-                    leaves[rank] = -1
-            _in_buckets(leaves, stop - first, leaving[first:stop], left[begin:end])
+                moment = reached
+                if prompt[row] == 0:
+                    moment = near = _first_after(as_of, reached, end, max(near, reached), available[row])
+                if supersedes:
+                    if superseded[row] < as_of[moment]:
+                        prompt[row] = 0
+                        continue
+                    if superseded[row] < last_known:
+                        leave = _first_after(as_of, moment, end, moment, superseded[row])
+                        gone[went], leaves[went] = row - first, leave - begin
+                        went += 1
+                        left[leave] += 1
+                if prompt[row] == 0:
+                    late[come], arrives[come] = row - first, moment - begin
+                    come += 1
+                    arrived[moment] += 1
+            done = upto
+        _in_buckets(late, arrives, come, arriving[first:stop], arrived[begin:end])
+        if supersedes:
+            _in_buckets(gone, leaves, went, leaving[first:stop], left[begin:end])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import AGGREGATIONS
 from sameworld.asof.entity_parts import EntityParts
-from sameworld.asof.moments import values_at
+from sameworld.asof.moments import in_order, values_at
 from sameworld.asof.parts import Scratch
 from sameworld.asof.plan import Grouping
 from sameworld.asof.prepared import Reading, World
@@ -162,4 +162,5 @@ def answer(
     batches = numbered_batches(con, grouping, schema, prepared, ordered=is_ordered(grouping), lived=lived)
     parts = EntityParts(map(reading.words, batches), reading, entities, rows=rows, run=run, scratch=scratch)
     con.execute("DROP TABLE IF EXISTS entities")
-    return values_at(parts, codes, as_of, at, grouping.reads, run)
+    moments = in_order(codes, entities, as_of, at, run)
+    return values_at(parts, moments, as_of, at, grouping.reads, run)

@@ -23,6 +23,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -370,21 +371,24 @@ def _sync(path: Path) -> None:
 _Digests = dict[bytes, tuple[str, str]]  # absolute path -> (marks, digest)
 
 
-def fingerprint_of_files(paths: Iterable[Path], memo: Cache | None = None) -> list[tuple[str, int, str]]:
+def fingerprint_of_files(
+    paths: Iterable[Path], memo: Cache | None = None, threads: int = 1
+) -> list[tuple[str, int, str]]:
     """Give (path as given, bytes, BLAKE2b-128 digest of the contents) of files.
 
     Args:
         paths: the files.
         memo: remembers the digests of files whose size, times and inode have not changed. A file changed less than two seconds before it was
             read is not remembered: it could change once more within one step of its file system's clock.
+        threads: how many files are read at a time.
 
     Raises:
         DataError: a file cannot be read.
     """
     known = _remembered(memo)
     fresh: _Digests = {}
-    result: list[tuple[str, int, str]] = []
-    for path in paths:
+
+    def fingerprint(path: Path) -> tuple[str, int, str]:
         name = os.fsencode(os.path.abspath(path))
         try:
             started = memo.clock() if memo is not None else 0.0
@@ -402,7 +406,10 @@ def fingerprint_of_files(paths: Iterable[Path], memo: Cache | None = None) -> li
                 where=str(path),
                 do="check that it is there and readable.",
             ) from error
-        result.append((str(path), status.st_size, digest))
+        return str(path), status.st_size, digest
+
+    with ThreadPoolExecutor(threads) as pool:
+        result = list(pool.map(fingerprint, paths))
     if memo is not None and fresh:
         with suppress(OSError):
             _remember(memo, fresh)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,7 +83,8 @@ class DuckDBEngine:
         self._con.execute("SET enable_progress_bar = false")
         self._tables = 0
         self._say = say
-        self._kept = None if cache is None else Kept(Cache(cache), self, self._threads, say)
+        self._cache = None if cache is None else Cache(cache)
+        self._kept = None if self._cache is None else Kept(self._cache, self, self._threads, say)
 
     @property
     def folder(self) -> Path:
@@ -139,8 +139,8 @@ class DuckDBEngine:
             return self._con.execute(sums_sql(relation)).fetchall()[0]
 
     def digests(self, files: Sequence[Path]) -> list[tuple[int, str]]:
-        with ThreadPoolExecutor(self._threads) as pool:
-            return list(pool.map(digest_of, files))
+        found = fingerprint_of_files(files, self._cache, self._threads)
+        return [(size, digest) for _, size, digest in found]
 
     def files(self, data: Any) -> list[Path] | None:
         if isinstance(data, pa.Table) or _is_query(str(data)):

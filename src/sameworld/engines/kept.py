@@ -2,6 +2,7 @@
 
 - `rows`: a source's row versions by entity, sorted, from files with certain contents;
 - `input`: a condition or a column of those rows, in the same order;
+- `order`: certain moments by the entities of those rows;
 - `column`: an aggregate over one window at certain moments.
 
 A value read from here is the value that would be computed: the hash covers the definition, the files' contents, the moments, and this code.
@@ -21,9 +22,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sameworld.asof import row_files
 from sameworld.asof.aggregations import NEVER
 from sameworld.asof.columns import NO_WORDS, InputColumn
-from sameworld.asof.moments import Slices, values_at
+from sameworld.asof.moments import InOrder, Slices, in_order, values_at
 from sameworld.asof.plan import Grouping, Read, only
 from sameworld.asof.prepared import World
 from sameworld.asof.schema import Schema
@@ -40,10 +42,11 @@ BLOCK = 1_000_000
 
 @dataclass
 class _Block:
-    """Some of the moments asked about, and what is known of them."""
+    """Some of the moments asked about, a hash of them, and what is known of them."""
 
     first: int
     asked: Asked
+    moments: str
     keys: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
     found: dict[str, pa.Array] = field(default_factory=dict)
 
@@ -99,26 +102,26 @@ class Kept:
         # Nothing changes after the latest row: whoever asks later than that asks the same.
         known = np.minimum(asked.as_of, opened.latest + 1)
         keys = asked.keys.select(list(grouping.keys))
-        blocks = [
-            _Block(
-                first,
-                Asked(
-                    keys.slice(first, BLOCK), asked.at[first : first + BLOCK], known[first : first + BLOCK]
-                ),
-            )
-            for first in range(0, max(asked.at.shape[0], 1), BLOCK)
-        ]
+        places = [slice(first, first + BLOCK) for first in range(0, max(asked.at.shape[0], 1), BLOCK)]
+        parts = [Asked(keys.slice(place.start, BLOCK), asked.at[place], known[place]) for place in places]
+        with Threads(self._threads) as run:
+            digests = run.each(_digest, parts)
+            blocks = [
+                _Block(place.start, part, digest)
+                for place, part, digest in zip(places, parts, digests, strict=True)
+            ]
         for block in blocks:
             self._find(block, opened, grouping)
             if opened.base is not None and block.missing:
                 self._renew(block, opened, opened.base, grouping, schema, asked)
-        for run in _runs(blocks):
-            together = slice(run[0].first, run[-1].first + BLOCK)
-            some = Asked(keys.slice(run[0].first, BLOCK * len(run)), asked.at[together], known[together])
-            reads = only(grouping.reads, run[0].missing)
-            for name, values in self._compute(opened, grouping, schema, some, reads).items():
-                for block in run:
-                    block.found[name] = values[block.first - run[0].first :][:BLOCK]
+        for near in _runs(blocks):
+            together = slice(near[0].first, near[-1].first + BLOCK)
+            some = Asked(keys.slice(near[0].first, BLOCK * len(near)), asked.at[together], known[together])
+            reads = only(grouping.reads, near[0].missing)
+            moments = [block.moments for block in near]
+            for name, values in self._compute(opened, grouping, schema, some, reads, moments).items():
+                for block in near:
+                    block.found[name] = values[block.first - near[0].first :][:BLOCK]
                     self._keep_column(*block.keys[name], name, block.found[name])
         return {
             name: blocks[0].found[name]
@@ -130,7 +133,7 @@ class Kept:
 
     def _find(self, block: _Block, opened: Opened, grouping: Grouping) -> None:
         """Find what is kept of a block's columns, and note what is missing."""
-        for name, parts in _parts(opened.key, block.asked, grouping):
+        for name, parts in _parts(opened.key, block.moments, grouping):
             block.keys[name] = content_hash(parts, digits=32), parts
             values = self._column(block.keys[name][0])
             if values is not None:
@@ -148,7 +151,7 @@ class Kept:
         then = Asked(block.asked.keys, block.asked.at, np.minimum(asked.as_of[moments], base.latest + 1))
         olds = {
             name: column
-            for name, parts in _parts(base.key, then, grouping)
+            for name, parts in _parts(base.key, _digest(then), grouping)
             if name in block.missing and (column := self._column(content_hash(parts, digits=32))) is not None
         }
         if not olds:
@@ -177,14 +180,40 @@ class Kept:
         schema: Schema,
         asked: Asked,
         reads: Sequence[Read],
+        moments: Sequence[str] = (),
     ) -> dict[str, pa.Array]:
+        """Give some reads at some moments; `moments` are their hashes, where they will be asked about again."""
         used = sorted({number for read in reads for number in read.inputs})
         inputs = dict(zip(used, self._rows.inputs(opened, grouping, schema, used), strict=True))
         placed = [inputs.get(number, _NO_INPUT) for number in range(len(grouping.inputs))]
-        codes = self._scans.codes(opened.folder / "entities.parquet", grouping, schema, asked)
         parts = Slices(dataclasses.replace(opened.rows.rows, inputs=placed))
         with Threads(self._threads) as run:
-            return values_at(parts, codes, asked.as_of, asked.at, reads, run)
+            ordered = self._in_order(opened, grouping, schema, asked, moments, run)
+            return values_at(parts, ordered, asked.as_of, asked.at, reads, run)
+
+    def _in_order(
+        self,
+        opened: Opened,
+        grouping: Grouping,
+        schema: Schema,
+        asked: Asked,
+        moments: Sequence[str],
+        run: Threads,
+    ) -> InOrder:
+        """Put moments in the order of the rows' entities; kept where `moments` says what they are."""
+        parts = {"rows": opened.key, "moments": list(moments)}
+        key = content_hash(parts, digits=32)
+        folder = self._cache.get("order", key) if moments else None
+        if folder is not None:
+            return InOrder(**row_files.read_words(folder))
+        codes = self._scans.codes(opened.folder / "entities.parquet", grouping, schema, asked)
+        entities = opened.rows.rows.starts.shape[0] - 1
+        made = in_order(codes, entities, asked.as_of, asked.at, run)
+        if moments:
+            title = f"{asked.at.shape[0]:,} moments of {grouping.source.name} by {', '.join(grouping.keys)}"
+            with self._cache.build("order", key, title, parts) as building:
+                row_files.write_words(building.folder, {"order": made.order, "starts": made.starts})
+        return made
 
     def _keep_column(self, key: str, parts: Mapping[str, Any], name: str, values: pa.Array) -> None:
         with self._cache.build("column", key, name, parts) as building:
@@ -212,9 +241,8 @@ def _replaced(old: pa.Array, places: NDArray[np.int64], new: pa.Array) -> pa.Arr
     return pa.concat_arrays([old, new]).take(pa.array(source))
 
 
-def _parts(rows: str, asked: Asked, grouping: Grouping) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give what each of a grouping's columns at some moments is kept under."""
-    moments = _digest(asked)
+def _parts(rows: str, moments: str, grouping: Grouping) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give what each of a grouping's columns at some moments, given by their hash, is kept under."""
     for read in grouping.reads:
         for window, name in zip(read.windows, read.names, strict=True):
             yield name, {"rows": rows, "moments": moments, **_meaning(grouping, read, window)}

@@ -156,9 +156,10 @@ class KeptRows:
 
     def _contents(self, files: Sequence[Path]) -> dict[str, str]:
         """Give path -> digest of the file's contents, with the columns that its folders name (`day=2026-01-31`)."""
+        found = fingerprint_of_files(files, self._cache, self._threads)
         return {
             str(path): " ".join([digest, *(part for part in path.parts[:-1] if "=" in part)])
-            for path, (_, _, digest) in zip(files, fingerprint_of_files(files, self._cache), strict=True)
+            for path, (_, _, digest) in zip(files, found, strict=True)
         }
 
     def _opened(self, key: str, folder: Path, contents: Mapping[str, str]) -> Opened:
