@@ -8,8 +8,11 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
+from benchmarks.asof import hundred
 from benchmarks.asof import table as tables
 from benchmarks.asof.check import wrong
 from benchmarks.asof.contestants import CONTESTANTS, REFERENCE
@@ -28,6 +31,7 @@ def arguments() -> argparse.Namespace:
     add("--slow-seconds", type=float, default=60.0, help="whoever takes longer than this runs once (60)")
     add("--limit-gib", type=float, default=16.0, help="how much memory one run may take (16)")
     add("--growth", metavar="SIZES", help=f"run {REFERENCE} alone at these sizes: 2_000_000,20_000_000")
+    add("--hundred", action="store_true", help="measure what one more feature costs beside 100 that are kept")
     add("--json", type=Path, metavar="FILE", help="write every measurement")
     add(
         "--markdown",
@@ -59,6 +63,8 @@ def main() -> int:
     def say(line: str) -> None:
         print(f"[{time.monotonic() - begin:6.0f} s] {line}", file=sys.stderr, flush=True)
 
+    if given.hundred:
+        return one_more(given, say)
     with tempfile.TemporaryDirectory(dir=given.folder) as made:
         limits = Limits(given.limit_seconds, given.limit_gib)
         runner = Runner(Path(made), given.seed, limits, given.feast_python, say, not given.growth)
@@ -87,6 +93,21 @@ def main() -> int:
         given.json.write_text(json.dumps(tables.as_json(measurements, versions), indent=2) + "\n")
     if given.markdown:
         tables.write(given.markdown, marker, tables.page(rows, lines, versions))
+    return 0
+
+
+def one_more(given: argparse.Namespace, say: Callable[[str], None]) -> int:
+    """Measure and print what one more feature costs."""
+    with tempfile.TemporaryDirectory(dir=given.folder) as made:
+        rows, right = hundred.measure(Path(made), given.events, given.seed, given.rounds, say)
+    if not right:
+        print("An answer differs from one that is made from nothing.")
+        return 1
+    lines = [f"{tables.sizes_line(given.events, given.rounds)}; every answer equals one made from nothing."]
+    print("\n".join([tables.as_text(rows), "", *lines]))
+    if given.markdown:
+        versions = {REFERENCE: {name: metadata.version(name) for name in hundred.LIBRARIES}}
+        tables.write(given.markdown, "hundred", tables.page(rows, lines, versions))
     return 0
 
 

@@ -144,6 +144,26 @@ def test_more_files_give_what_a_rebuild_gives(tmp_path: Path, seed: int, options
     )
 
 
+@pytest.mark.parametrize("options", [{}, {"id": "id"}], ids=["rows", "facts"])
+def test_files_without_rows_have_empty_values(tmp_path: Path, options: dict[str, str]) -> None:
+    of, cache, at = source(**options), tmp_path / "cache", range(0, 250, 9)
+    write(tmp_path, "a", rows(1, 40).slice(0, 0))
+    wanted = values(tmp_path, features(of), at)[0]
+    assert values(tmp_path, features(of), at, cache=cache)[0] == wanted
+    write(tmp_path, "b", rows(2, 40))
+    assert values(tmp_path, features(of), at, cache=cache)[0] == values(tmp_path, features(of), at)[0]
+
+
+def test_another_feature_asks_for_no_entity_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of, cache, at = source(), tmp_path / "cache", range(0, 250, 9)
+    write(tmp_path, "b", rows(1, 60))
+    more = [of.by("k").mean("x", over="33us")]
+    wanted = values(tmp_path, more, at)[0]
+    values(tmp_path, features(of), at, cache=cache)
+    monkeypatch.delattr(DuckDBEngine, "codes")  # the moments' order is kept
+    assert values(tmp_path, more, at, cache=cache)[0] == wanted
+
+
 def test_more_moments_compute_only_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "BLOCK", 14)
     of, cache = source(), tmp_path / "cache"

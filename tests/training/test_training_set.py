@@ -12,7 +12,7 @@ from small_world import HOUR, START, instants
 
 import sameworld as sw
 from sameworld.engines import kept
-from sameworld.errors import DefinitionError, Problems
+from sameworld.errors import DataError, DefinitionError, Problems
 
 
 def visits(late: int = HOUR) -> sw.Source:
@@ -121,6 +121,23 @@ def test_without_otherwise_a_moment_whose_outcome_never_came_has_no_label() -> N
 def test_no_moments_give_no_rows() -> None:
     table = sw.training_set({"count": visits().by("user").count()}, moments=asked())
     assert (table.num_rows, table.column_names) == (0, ["asked_at", "count"])
+
+
+@pytest.mark.parametrize("query", ["{} -- end", "-- begin\n{}", "/* both */ ({}) -- end"])
+def test_a_query_may_have_comments_and_parentheses(query: str) -> None:
+    rows = "SELECT 'ann' AS user, make_timestamptz(1) AS at, make_timestamptz(2) AS seen"
+    source = sw.Source("visits", query.format(rows), event_time="at", available_at="seen")
+    features: dict[str, Any] = {"count": source.by("user").count()}
+    assert sw.training_set(features, moments=asked(("ann", 0)))["count"].to_pylist() == [1]
+
+
+def test_two_columns_of_one_name_in_the_moments_are_named() -> None:
+    table = asked(("ann", 1)).data
+    twice = table.append_column("user", table["user"])
+    features: dict[str, Any] = {"count": visits().by("user").count()}
+    with pytest.raises(DataError) as error:
+        sw.training_set(features, moments=sw.Moments(twice, at="asked_at"))
+    assert error.value.what == "The moments have 2 columns 'user'."
 
 
 def test_without_moments_there_is_nothing_to_ask() -> None:

@@ -47,7 +47,8 @@ class Slices:
         total, entities = int(rows.starts[-1]), rows.starts.shape[0] - 1
         count = parts_for(total, entities)
         inner = np.searchsorted(rows.starts, np.linspace(0, total, count + 1)[1:-1])
-        self.cuts = np.unique(np.concatenate([[0], inner, [entities]])).astype(np.int64)
+        inner = np.unique(inner[(inner > 0) & (inner < entities)])
+        self.cuts = np.concatenate([[0], inner, [entities]]).astype(np.int64)
 
     def rows(self, number: int) -> SortedRows:
         return entities_of(self._rows, *self.cuts[number : number + 2].tolist())

@@ -186,7 +186,7 @@ class DuckDBEngine:
 
     def _relation(self, text: str, what: str) -> str:
         if _is_query(text):
-            return f"({text})"
+            return f"({text}\n)"  # it may end in a comment
         path = self._pattern(text)
         if not any(sign in path for sign in "*?[") and not Path(path).exists():
             raise DataError(
@@ -528,7 +528,8 @@ def _in_duckdb_s_words(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]
 
 
 def _is_query(text: str) -> bool:
-    return text.split(maxsplit=1)[:1] != [] and text.split(maxsplit=1)[0].upper() in {
+    bare = re.sub(r"\A(\s|\(|--.*|/\*(?s:.*?)\*/)*", "", text)
+    return bare.split(maxsplit=1)[:1] != [] and bare.split(maxsplit=1)[0].upper() in {
         "SELECT",
         "FROM",
         "WITH",

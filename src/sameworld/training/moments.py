@@ -66,8 +66,16 @@ def moment_table(table: pa.Table, moments: Moments, schema: Schema) -> MomentTab
     """Give a table's moments; naive timestamps have become instants.
 
     Raises:
-        DataError: the time column is naive or null somewhere.
+        DataError: the time column is naive or null somewhere, or two columns have one name.
     """
+    names = table.column_names
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"The moments have {names.count(twice)} columns {twice!r}.",
+            expected="one column of each name",
+            do="rename or drop the others.",
+        )
     at = _instants(table[moments.at], moments.at)
     if at.null_count:
         raise DataError(
