@@ -6,11 +6,13 @@ can be read from a partial that is already kept is one entry; a new partial is a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from sameworld.asof import values
-from sameworld.asof.values import Got, Values
+from sameworld.asof.schema import value_type
+from sameworld.asof.values import Value
 
 # What the kernel keeps for a range of rows. COUNT: how many; SUM: an exact sum and how many; SQUARES: that and the exact sum of squares;
 # DISTINCT: how often each value is there; MIN, MAX: the extreme value; FIRST, LAST: which row, LATEST: which rows.
@@ -32,7 +34,7 @@ class Aggregation:
         gives: the family of its value; "column" is the column's own, "sum" that of an exact sum of it, "list" a list of the column's.
         empty: its value over no row (or over nulls only); the text says what it is where that is no constant.
         meaning: one sentence for the docs.
-        read: partials -> values.
+        value: how its value is made of its partials.
         arguments: what it takes besides a column and windows.
     """
 
@@ -41,7 +43,7 @@ class Aggregation:
     gives: str
     empty: int | bool | str | None
     meaning: str
-    read: Callable[[Got], Values]
+    value: Value
     arguments: tuple[str, ...] = ()
 
     @property
@@ -55,15 +57,15 @@ _ORDERED = _NUMBERS | {"instant", "text"}
 _NONE: frozenset[str] = frozenset()
 
 AGGREGATIONS: dict[str, Aggregation] = {
-    "count": Aggregation(COUNT, _NONE, "integer", 0, "the number of rows", values.count),
-    "exists": Aggregation(COUNT, _NONE, "boolean", False, "whether there is a row", values.exists),
+    "count": Aggregation(COUNT, _NONE, "integer", 0, "the number of rows", Value(values.NUMBER)),
+    "exists": Aggregation(COUNT, _NONE, "boolean", False, "whether there is a row", Value(values.THERE)),
     "sum": Aggregation(
         SUM,
         _NUMBERS,
         "sum",
         None,
         "the float64 nearest to the exact sum; int64 for integers and booleans, a decimal for decimals",
-        values.total,
+        Value(values.TOTAL, 1),
     ),
     "mean": Aggregation(
         SUM,
@@ -71,7 +73,7 @@ AGGREGATIONS: dict[str, Aggregation] = {
         "float",
         None,
         "the float64 nearest to the exact sum, divided by the number of non-null values",
-        values.mean,
+        Value(values.MEAN, 1),
     ),
     "var": Aggregation(
         SQUARES,
@@ -79,9 +81,9 @@ AGGREGATIONS: dict[str, Aggregation] = {
         "float",
         None,
         "the float64 nearest to the exact sample variance (n - 1); null below two values",
-        values.variance,
+        Value(values.WORD, 2),
     ),
-    "std": Aggregation(SQUARES, _NUMBERS, "float", None, "the square root of `var`", values.deviation),
+    "std": Aggregation(SQUARES, _NUMBERS, "float", None, "the square root of `var`", Value(values.ROOT, 2)),
     "ratio": Aggregation(
         SUM,
         _NUMBERS,
@@ -89,11 +91,11 @@ AGGREGATIONS: dict[str, Aggregation] = {
         "the prior; null where the weight is 0",
         "(sum of the column + prior * weight) / (sum of `by` + weight), each sum as `sum` gives it, 0 where it has no value; "
         "null when that divides by zero",
-        values.ratio,
+        Value(values.RATIO),
         ("by", "prior", "weight"),
     ),
     "nunique": Aggregation(
-        DISTINCT, _ORDERED, "integer", 0, "the number of different non-null values", values.count
+        DISTINCT, _ORDERED, "integer", 0, "the number of different non-null values", Value(values.NUMBER)
     ),
     "min": Aggregation(
         MIN,
@@ -101,7 +103,7 @@ AGGREGATIONS: dict[str, Aggregation] = {
         "column",
         None,
         "the least value; NaN is greater than every number, text is ordered by code points",
-        values.extreme,
+        Value(values.WORD, 1),
     ),
     "max": Aggregation(
         MAX,
@@ -109,21 +111,25 @@ AGGREGATIONS: dict[str, Aggregation] = {
         "column",
         None,
         "the greatest value; NaN is greater than every number, text is ordered by code points",
-        values.extreme,
+        Value(values.WORD, 1),
     ),
-    "first": Aggregation(FIRST, _ORDERED, "column", None, "the value of the earliest event", values.of_row),
-    "last": Aggregation(LAST, _ORDERED, "column", None, "the value of the latest event", values.of_row),
+    "first": Aggregation(
+        FIRST, _ORDERED, "column", None, "the value of the earliest event", Value(values.WORD, 0)
+    ),
+    "last": Aggregation(
+        LAST, _ORDERED, "column", None, "the value of the latest event", Value(values.WORD, 0)
+    ),
     "last_n": Aggregation(
         LATEST,
         _ORDERED,
         "list",
         None,
         "the values of the latest `n` events, the latest last; null when there is none",
-        values.of_rows,
+        Value(values.LIST),
         ("n",),
     ),
     "age": Aggregation(
-        LAST, _NONE, "float", None, "seconds since the event time of the latest event", values.age
+        LAST, _NONE, "float", None, "seconds since the event time of the latest event", Value(values.AGE, 0)
     ),
 }
 
@@ -137,3 +143,8 @@ def value_family(operation: str, column_family: str | None) -> str:
     if gives == "list":
         return f"list of {family}"
     return family if gives == "column" else gives
+
+
+def type_of(operation: str, column_family: str | None) -> pa.DataType:
+    """Give the type of an aggregation's value from the family of its column."""
+    return value_type(value_family(operation, column_family))

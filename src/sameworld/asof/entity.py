@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numba
@@ -35,9 +34,20 @@ from sameworld.asof.exact_variance import (
 )
 from sameworld.asof.kernel import TURN, add, key_of, read
 from sameworld.asof.plan import Read
-from sameworld.asof.read import got_of, partials_of, values_of, words_for
+from sameworld.asof.read import partials_of, values_of, words_for
 from sameworld.asof.schedule import edge_time, first_at_or_after
-from sameworld.asof.values import Got
+from sameworld.asof.schema import scale_of, value_type
+from sameworld.asof.values import (
+    ALL,
+    HOW,
+    MEAN,
+    RATIO,
+    as_numbers,
+    does_not_fit,
+    how_of,
+    make_values,
+    numbers_of,
+)
 
 # The words of a row as a store keeps it: int64 all of them, so that a run of rows is a table that is read where it lies.
 EVENT, AVAILABLE, SUPERSEDED, VERSION, TIE, FIRST_VALID = range(6)
@@ -164,34 +174,6 @@ class Words:
         self.width = after
 
 
-@dataclass(frozen=True)
-class _Alike:
-    """Windows whose values are made in one go, since only their words differ.
-
-    Args:
-        read: one that they are of.
-        inputs: the read's, without their words.
-        names: of their columns.
-        places: for every input, the columns of what the kernel gives.
-    """
-
-    read: Read
-    inputs: list[InputColumn]
-    names: list[str]
-    places: list[list[int]]
-
-    def columns(
-        self, out: NDArray[np.int64], words: NDArray[np.int64], at: NDArray[np.int64]
-    ) -> list[Column]:
-        """Give a column a window; `out` and `words` have shape (kernel's columns, moments)."""
-        made: Got | None = None
-        for column, places in reversed(list(zip(self.inputs, self.places, strict=True))):
-            made = got_of(self.read, column, out[places], words[places], at, made)
-        assert made is not None
-        values = AGGREGATIONS[self.read.operation].read(made)
-        return Block(values.kind, values.values, values.none).columns()
-
-
 class EntityReads:
     """The reads of a grouping, laid out once for `read_entities`.
 
@@ -202,8 +184,9 @@ class EntityReads:
 
     def __init__(self, reads: Sequence[Read], words: Words) -> None:
         self._words = words
+        # Those that come one by one, and those whose values are made in one go, by type.
         self._single: list[tuple[str, Read, list[tuple[int, int, int]]]] = []
-        self._alike: dict[Any, _Alike] = {}
+        together: dict[str, list[tuple[str, list[int], list[float]]]] = {}
         self._more: dict[tuple[int, int], int] = {}
         ops, valid, values, floats, wanted, columns, starts, ends = ([] for _ in range(8))
         width = 0
@@ -227,7 +210,17 @@ class EntityReads:
                     ends.append(end)
                     taken.append((partial, width, many))
                     width += many
-                self._add(name, read_, taken)
+                families = [words.families[item] for item in read_.inputs]
+                value, kind = AGGREGATIONS[read_.operation].value, value_family(read_.operation, families[0])
+                if kind not in _IN_BLOCKS or (
+                    value.how in (MEAN, RATIO)
+                    and any(scale_of(str(family)) is not None for family in families)
+                ):
+                    self._single.append((name, read_, taken))
+                else:
+                    how = how_of(value, families, [to for _, to, _ in taken])
+                    numbers_ = numbers_of(value, read_.arguments)
+                    together.setdefault(kind, []).append((name, how, numbers_))
         self._width = width
         self._layout = (
             np.array(ops, np.int64),
@@ -240,22 +233,10 @@ class EntityReads:
             np.array(starts, np.int64),
             np.array(ends, np.int64),
         )
-
-    def _add(self, name: str, read_: Read, taken: list[tuple[int, int, int]]) -> None:
-        families = tuple(self._words.families[item] for item in read_.inputs)
-        kind = value_family(read_.operation, families[0])
-        if taken[0][0] == LATEST or kind not in _IN_BLOCKS:
-            self._single.append((name, read_, taken))
-            return
-        inputs = [InputColumn(family, NO_WORDS, _NO_VALID) for family in families]
-        # Other inputs are among the arguments of those that have several; their words are apart already.
-        arguments = read_.arguments if len(families) == 1 else read_.arguments[1:]
-        alike = self._alike.setdefault(
-            (read_.operation, families, arguments), _Alike(read_, inputs, [], [[] for _ in inputs])
-        )
-        alike.names.append(name)
-        for places, (_, to, _) in zip(alike.places, taken, strict=True):
-            places.append(to)
+        windows = [window for some in together.values() for window in some]
+        self._how = np.array([how for _, how, _ in windows], np.int64).reshape(-1, HOW)
+        self._numbers = np.array([numbers_ for *_, numbers_ in windows], np.float64).reshape(-1, 2)
+        self._blocks = [(value_type(kind), [name for name, *_ in some]) for kind, some in together.items()]
 
     def values(
         self,
@@ -281,18 +262,31 @@ class EntityReads:
         out = np.empty((starts.shape[0] - 1, self._width), np.int64)
         out_words = np.empty(out.shape, np.int64)
         read_entities(rows, more, starts, t, *self._layout, out, out_words)
-        if places is not None:
-            out, out_words = out[places], out_words[places]
-        at = np.full(out.shape[0], t, np.int64)
+        count = out.shape[0] if places is None else places.shape[0]
+        at = np.full(count, t, np.int64)
         result: dict[str, Column] = {}
-        for alike in self._alike.values():
-            result.update(zip(alike.names, alike.columns(out.T, out_words.T, at), strict=True))
+        if self._blocks:
+            values = np.empty((self._how.shape[0], count), np.int64)
+            none = np.empty(values.shape, np.bool_)
+            every = ALL if places is None else places
+            wrong = make_values(self._how, self._numbers, every, out, out_words, at, values, none)
+            if wrong >= 0:
+                raise does_not_fit("sum", wrong, t)
+            first = 0
+            for kind, names in self._blocks:
+                some = slice(first, first + len(names))
+                block = Block(kind, as_numbers(values[some], kind), none[some])
+                result.update(zip(names, block.columns(), strict=True))
+                first += len(names)
+        if self._single and places is not None:
+            out, out_words = out[places], out_words[places]
         for name, read_, taken in self._single:
             kept = [
                 (out[:, to : to + many] if partial == LATEST else out[:, to], out_words[:, to])
                 for partial, to, many in taken
             ]
-            result[name] = ArrowColumn(values_of(read_, inputs, kept, at).arrow())
+            columns = [inputs[item] for item in read_.inputs]
+            result[name] = ArrowColumn(values_of(read_.operation, columns, kept, at, read_.arguments))
         return result
 
     def _inputs(self, rows: NDArray[np.int64], texts: Mapping[int, NDArray[Any]]) -> list[InputColumn]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from sameworld.asof.aggregations import (
     MIN,
     SQUARES,
     SUM,
+    type_of,
 )
 from sameworld.asof.codes import local_codes
 from sameworld.asof.columns import NO_WORDS, InputColumn
@@ -29,7 +31,7 @@ from sameworld.asof.exact_variance import INTEGER_SQUARE_LIMBS, INTEGER_SUM_LIMB
 from sameworld.asof.plan import Read
 from sameworld.asof.schedule import Schedule, schedule_entities
 from sameworld.asof.threads import SERIAL, Threads
-from sameworld.asof.values import Got, Values, as_float
+from sameworld.asof.values import array_of, as_float
 
 _NO_OUT = np.zeros((0, 0), np.int64)
 
@@ -78,29 +80,15 @@ def words_for(partial: int, column: InputColumn) -> tuple[NDArray[np.int64], boo
 
 
 def values_of(
-    read: Read,
-    inputs: Sequence[InputColumn],
+    operation: str,
+    columns: Sequence[InputColumn],
     kept: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
     at: NDArray[np.int64],
-) -> Values:
-    """Give a read's values over one window from what was kept of it (rows or counts, and words), one an input."""
-    made: Got | None = None
-    for item, (out, words) in reversed(list(zip(read.inputs, kept, strict=True))):
-        made = got_of(read, inputs[item], out, words, at, made)
-    assert made is not None
-    return AGGREGATIONS[read.operation].read(made)
-
-
-def got_of(
-    read: Read,
-    column: InputColumn,
-    out: NDArray[np.int64],
-    words: NDArray[np.int64],
-    at: NDArray[np.int64],
-    second: Got | None = None,
-) -> Got:
-    """Give what was kept of an input as the table of aggregations reads it."""
-    return Got(read.operation, column.family, out, words, at, read.arguments, second, column)
+    arguments: tuple[Any, ...],
+) -> pa.Array:
+    """Give an aggregation's values over one window; see `values.array_of`."""
+    kind = type_of(operation, columns[0].family)
+    return array_of(operation, AGGREGATIONS[operation].value, kind, columns, kept, at, arguments)
 
 
 def read_windows(
@@ -160,7 +148,8 @@ def _read_together(
                         (out, _of_rows(rows, item, out))
                         for item, (out, _) in zip(read.inputs, taken, strict=True)
                     ]
-                result[name] = values_of(read, rows.inputs, taken, at).arrow()
+                columns = [rows.inputs[item] for item in read.inputs]
+                result[name] = values_of(read.operation, columns, taken, at, read.arguments)
     return result
 
 

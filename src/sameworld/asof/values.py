@@ -2,172 +2,222 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
-import msgspec
+import numba
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sameworld.asof.columns import InputColumn, normalised
+from sameworld.asof.columns import InputColumn
+from sameworld.asof.compiled import compiled
 from sameworld.asof.schema import scale_of, value_type
 from sameworld.errors import AsOfError
 
 _EXACT_IN_FLOAT = 1 << 53
-_FLOAT, _INTEGER, _BOOLEAN = value_type("float"), value_type("integer"), value_type("boolean")
 
 
-class Got(msgspec.Struct, gc=False):
-    """What the kernel gives for windows of one aggregation; arrays have one shape, (moments,) or (windows, moments).
+# How a value is made of what the kernel keeps. NUMBER: how many; THERE: whether any; TOTAL: the word, an exact sum; WORD: the word, whatever it is;
+# MEAN: a sum by how many; ROOT: the word's square root; RATIO: two sums with a prior; AGE: seconds since the word; LIST: the words of several rows.
+NUMBER, THERE, TOTAL, WORD, MEAN, ROOT, RATIO, AGE, LIST = range(9)
+
+_words = numba.types.Array(numba.int64, 1, "C", readonly=True)
+_table = numba.types.Array(numba.int64, 2, "A", readonly=True)
+_numbers = numba.types.Array(numba.float64, 2, "C", readonly=True)
+ALL = np.zeros(0, np.int64)
+"""As rows of `make_values`: each value is of its own."""
+HOW = 6
+"""How many numbers say how a window's values are made."""
+
+
+class Value(NamedTuple):
+    """How an aggregation's value is made: see NUMBER and what follows it; and the least of `out` for which there is one."""
+
+    how: int
+    least: int = -(2**63)
+
+
+@compiled()
+def _normalised(number: float) -> float:
+    return number + 0.0 if number == number else np.nan  # noqa: PLR0124 # NaN
+
+
+@compiled()
+def _number(word: int, is_float: int) -> float:
+    return np.int64(word).view(np.float64) if is_float else np.float64(word)
+
+
+@compiled(
+    numba.int64(
+        numba.types.Array(numba.int64, 2, "C", readonly=True), _numbers, _words, _table, _table, _words, numba.int64[:, ::1], numba.bool_[:, ::1]
+    ))  # fmt: skip
+def make_values(
+    how: NDArray[np.int64],
+    numbers: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    out: NDArray[np.int64],
+    words: NDArray[np.int64],
+    at: NDArray[np.int64],
+    values: NDArray[np.int64],
+    none: NDArray[np.bool_],
+) -> int:
+    """Make values of what the kernel keeps: rounding, null rules and the one form of floats.
 
     Args:
-        operation: the aggregation's name, for messages.
-        family: of the values of its input; None for one that only counts rows.
-        out: how many rows took part (SUM, SQUARES, COUNT, DISTINCT; MIN, MAX: more than 0 where there is one), or the row (FIRST, LAST), -1 where
-            there is none; LATEST: shape (moments, n), the latest row first.
-        words: the sum or the extreme as a word of the input's kind, SQUARES: the variance's bits, FIRST, LAST: the row's word, or its event time in
-            microseconds where the input only counts rows; empty for the others.
+        how: shape (windows, 6): how, the least of `out`, the column of `out` and `words`, whether words are float64's bits, and both again for a
+            further input.
+        numbers: shape (windows, 2): of a ratio the prior times the weight, and the weight.
+        rows: which row of `out` each value is of; each its own when empty.
+        out, words: shape (rows, columns): how many rows took part, or -1 where there is none (FIRST, LAST); and words, float64's bits among them.
+        at: shape (moments,), microseconds.
+        values, none: shape (windows, moments), written: bits of float64 or integers; where there is no value.
+
+    Returns:
+        -1, or the moment of the first exact sum that does not fit 64 bits.
+    """
+    wrong = -1
+    for window in range(how.shape[0]):
+        kind, least, place, is_float, second, second_is_float = how[window]
+        for moment in range(values.shape[1]):
+            row = rows[moment] if rows.shape[0] else moment
+            count, word = out[row, place], words[row, place] if words.shape[0] else 0
+            there, bits = count >= least, np.int64(0)
+            if count < 0 and kind in (TOTAL, MEAN, RATIO):
+                wrong = moment if wrong < 0 else wrong
+            if kind == NUMBER:
+                bits = count
+            elif kind == THERE:
+                bits = np.int64(count > 0)
+            elif kind == RATIO:
+                other = out[row, second]
+                if other < 0:
+                    wrong = moment if wrong < 0 else wrong
+                above = (_number(word, is_float) if count else 0.0) + numbers[window, 0]
+                below = (_number(words[row, second], second_is_float) if other else 0.0) + numbers[window, 1]
+                there = below != 0.0
+                if there:
+                    bits = np.float64(_normalised(above / below)).view(np.int64)
+            elif there:
+                if kind == MEAN:
+                    bits = np.float64(_normalised(_number(word, is_float) / count)).view(np.int64)
+                elif kind == ROOT:
+                    bits = np.float64(_normalised(np.sqrt(max(_number(word, 1), 0.0)))).view(np.int64)
+                elif kind == AGE:
+                    bits = np.float64((at[moment] - word) / 1e6).view(np.int64)
+                elif is_float:
+                    bits = np.float64(_normalised(_number(word, 1))).view(np.int64)
+                else:
+                    bits = word
+            values[window, moment], none[window, moment] = bits, not there
+    return wrong
+
+
+def how_of(value: Value, families: Sequence[str | None], places: Sequence[int]) -> list[int]:
+    """Give a window's `how` for `make_values`; decimals are given to it as float64 where their value is one."""
+    floats = [
+        int(family == "float" or (scale_of(str(family)) is not None and value.how in (MEAN, RATIO)))
+        for family in families
+    ]
+    if value.least == 2:  # a variance is one, whatever it is of
+        floats[0] = 1
+    return [*value, places[0], floats[0], *((places[1], floats[1]) if len(places) > 1 else (0, 0))]
+
+
+def numbers_of(value: Value, arguments: tuple[Any, ...]) -> list[float]:
+    """Give a window's `numbers` for `make_values`."""
+    if value.how != RATIO:
+        return [0.0, 0.0]
+    _, prior, weight = arguments
+    return [prior * weight, float(weight)]
+
+
+def does_not_fit(operation: str, moment: int, at: int) -> AsOfError:
+    """Give the error of an exact sum that is too large."""
+    return AsOfError(
+        f"The exact {operation} of a column without fractions does not fit 64 bits.",
+        where=f"moment {moment}, at {at} microseconds since 1970",
+        expected="a sum within int64",
+        do="sum a DOUBLE column instead (cast it in the source's query), or use a shorter window.",
+    )
+
+
+def array_of(
+    operation: str,
+    value: Value,
+    kind: pa.DataType,
+    columns: Sequence[InputColumn],
+    kept: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    at: NDArray[np.int64],
+    arguments: tuple[Any, ...] = (),
+) -> pa.Array:
+    """Give one window's values of an aggregation as an array of its type.
+
+    Args:
+        operation, value: the aggregation.
+        kind: the values' type.
+        columns: its inputs.
+        kept: what the kernel keeps of each: shape (moments,) both, or for a LIST (moments, n) rows, the latest first, and nothing.
         at: shape (moments,), microseconds.
         arguments: the aggregation's.
-        second: the same of a further input, where the aggregation has one.
-        column: the input itself; None where words say all there is to its values.
     """
-
-    operation: str
-    family: str | None
-    out: NDArray[np.int64]
-    words: NDArray[np.int64]
-    at: NDArray[np.int64]
-    arguments: tuple[Any, ...] = ()
-    second: Got | None = None
-    column: InputColumn | None = None
-
-
-class Values(msgspec.Struct, gc=False):
-    """Values of windows in the shape of what they were read from.
-
-    Args:
-        kind: their type.
-        values: float64, int64 or boolean; for other types int64 words, and for lists nothing.
-        none: where a value is null; None where none is.
-        texts: what words of texts are places of.
-        lists: a list column as it is.
-    """
-
-    kind: pa.DataType
-    values: NDArray[Any]
-    none: NDArray[np.bool_] | None = None
-    texts: pa.Array | None = None
-    lists: pa.Array | None = None
-
-    @property
-    def in_block(self) -> bool:
-        """Whether `Block` takes them."""
-        return pa.types.is_primitive(self.kind) and not pa.types.is_decimal(self.kind)
-
-    def arrow(self) -> pa.Array:
-        """Give values of shape (moments,) as Arrow has them."""
-        if self.lists is not None:
-            return self.lists
-        values, none = np.ascontiguousarray(self.values), self.none
-        if pa.types.is_string(self.kind):
-            if self.texts is None or len(self.texts) == 0:
-                return pa.nulls(values.shape[0], pa.string())
-            return self.texts.take(pa.array(values, mask=none))
-        if pa.types.is_decimal(self.kind):
-            wide = np.empty((values.shape[0], 2), np.int64)
-            wide[:, 0], wide[:, 1] = values, values >> 63
-            mask = pa.array(~none).buffers()[1] if none is not None and none.any() else None
-            return pa.Array.from_buffers(self.kind, values.shape[0], [mask, pa.py_buffer(wide)])
-        if values.dtype == np.float64:
-            values = normalised(values)
-        return pa.array(values, type=self.kind, mask=none)
+    if value.how == LIST:
+        return _lists(columns[0], kept[0][0], kind)
+    families = [column.family for column in columns]
+    how = how_of(value, families, range(len(columns)))
+    outs = [out for out, _ in kept]
+    words = [
+        as_float(str(column.family), some).view(np.int64)
+        if scale_of(str(column.family)) is not None and value.how in (MEAN, RATIO)
+        else some
+        for column, (_, some) in zip(columns, kept, strict=True)
+    ]
+    made, none = np.empty((1, at.shape[0]), np.int64), np.empty((1, at.shape[0]), np.bool_)
+    numbers = np.array([numbers_of(value, arguments)], np.float64)
+    wrong = make_values(
+        np.array([how], np.int64), numbers, ALL, _beside(outs), _beside(words), at, made, none
+    )
+    if wrong >= 0:
+        raise does_not_fit(operation, wrong, int(at[wrong]))
+    return _array(made[0], none[0], kind, columns[0].texts)
 
 
-def count(got: Got) -> Values:
-    return Values(_INTEGER, got.out)
+def _beside(columns: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return columns[0].reshape(-1, 1) if len(columns) == 1 else np.stack(columns, axis=1)
 
 
-def exists(got: Got) -> Values:
-    return Values(_BOOLEAN, got.out > 0)
+def _array(
+    words: NDArray[np.int64], none: NDArray[np.bool_], kind: pa.DataType, texts: pa.Array | None
+) -> pa.Array:
+    if pa.types.is_string(kind):
+        if texts is None or len(texts) == 0:
+            return pa.nulls(words.shape[0], pa.string())
+        return texts.take(pa.array(words, mask=none))
+    if pa.types.is_decimal(kind):
+        wide = np.empty((words.shape[0], 2), np.int64)
+        wide[:, 0], wide[:, 1] = words, words >> 63
+        mask = pa.array(~none).buffers()[1] if none.any() else None
+        return pa.Array.from_buffers(kind, words.shape[0], [mask, pa.py_buffer(wide)])
+    return pa.array(as_numbers(words, kind), type=kind, mask=none if none.any() else None)
 
 
-def total(got: Got) -> Values:
-    _check_range(got)
-    family = "integer" if got.family == "boolean" else str(got.family)
-    return _of_words(family, got.words, None, got.out == 0)
+def as_numbers(words: NDArray[np.int64], kind: pa.DataType) -> NDArray[Any]:
+    """Give values that `make_values` made as numbers of their type."""
+    if pa.types.is_floating(kind):
+        return words.view(np.float64)
+    return words != 0 if pa.types.is_boolean(kind) else words
 
 
-def mean(got: Got) -> Values:
-    none = got.out == 0
-    return Values(_FLOAT, _total_as_float(got) / np.where(none, 1, got.out), none)
-
-
-def variance(got: Got) -> Values:
-    return Values(_FLOAT, got.words.view(np.float64), got.out < 2)
-
-
-def deviation(got: Got) -> Values:
-    return Values(_FLOAT, np.sqrt(np.maximum(got.words.view(np.float64), 0.0)), got.out < 2)
-
-
-def ratio(got: Got) -> Values:
-    assert got.second is not None
-    _, prior, weight = got.arguments
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # of infinities, and beyond the largest float64: values like others
-        above = np.where(got.out == 0, 0.0, _total_as_float(got)) + prior * weight
-        below = np.where(got.second.out == 0, 0.0, _total_as_float(got.second)) + weight
-        return Values(_FLOAT, above / np.where(below == 0, 1.0, below), below == 0)
-
-
-def extreme(got: Got) -> Values:
-    return _of_words(str(got.family), got.words, got.column, got.out <= 0)
-
-
-def of_row(got: Got) -> Values:
-    return _of_words(str(got.family), got.words, got.column, got.out < 0)
-
-
-def of_rows(got: Got) -> Values:
-    """Lists; shape (moments, n) of rows, the latest first, becomes the latest last."""
-    assert got.column is not None
-    earliest_first = got.out[:, ::-1]
+def _lists(column: InputColumn, out: NDArray[np.int64], kind: pa.DataType) -> pa.Array:
+    """Give lists; shape (moments, n) of rows, the latest first, becomes the latest last."""
+    earliest_first = out[:, ::-1]
     there = earliest_first >= 0
     lengths = there.sum(axis=1)
-    rows = earliest_first[there]
-    family = str(got.family)
-    none = np.zeros(rows.shape[0], np.bool_)
-    flat = _of_words(family, got.column.words[rows], got.column, none).arrow()
+    words = column.words[earliest_first[there]]
+    flat = _array(words, np.zeros(words.shape[0], np.bool_), value_type(str(column.family)), column.texts)
     ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    lists = pa.ListArray.from_arrays(pa.array(ends), flat, mask=pa.array(lengths == 0))
-    kind = value_type(f"list of {family}")
-    return Values(kind, got.words, lists=lists.cast(kind))
-
-
-def age(got: Got) -> Values:
-    return Values(_FLOAT, (got.at - got.words) / 1e6, got.out < 0)
-
-
-def _of_words(
-    family: str, words: NDArray[np.int64], column: InputColumn | None, none: NDArray[np.bool_]
-) -> Values:
-    """Give words as values of their family; null where `none`."""
-    if family == "float":
-        return Values(_FLOAT, words.view(np.float64), none)
-    if family == "boolean":
-        return Values(_BOOLEAN, words != 0, none)
-    return Values(value_type(family), words, none, column.texts if column is not None else None)
-
-
-def _total_as_float(got: Got) -> NDArray[np.float64]:
-    """The float64 nearest to the exact sum; for integers and booleans NumPy's conversion of the int64 is that."""
-    if got.family == "float":
-        return got.words.view(np.float64)
-    _check_range(got)
-    return as_float(str(got.family), got.words)
+    return pa.ListArray.from_arrays(pa.array(ends), flat, mask=pa.array(lengths == 0)).cast(kind)
 
 
 def nearest_floats(column: pa.Array) -> NDArray[np.float64]:
@@ -201,17 +251,6 @@ def as_float(family: str, words: NDArray[np.int64]) -> NDArray[np.float64]:
         return numbers
     numbers /= 10.0**scale
     # Both sides of that division were exact, and so it was rounded once, unless the integer has more bits than a float64.
-    for place in zip(*(np.abs(words) > _EXACT_IN_FLOAT).nonzero(), strict=True):
+    for place in np.flatnonzero(np.abs(words) > _EXACT_IN_FLOAT):
         numbers[place] = float(Fraction(int(words[place]), 10**scale))
     return numbers
-
-
-def _check_range(got: Got) -> None:
-    if (got.out < 0).any():
-        place = int(np.argwhere(got.out < 0)[0][-1])
-        raise AsOfError(
-            f"The exact {got.operation} of a column without fractions does not fit 64 bits.",
-            where=f"moment {place}, at {int(got.at[place])} microseconds since 1970",
-            expected="a sum within int64",
-            do="sum a DOUBLE column instead (cast it in the source's query), or use a shorter window.",
-        )
