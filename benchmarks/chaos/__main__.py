@@ -44,6 +44,9 @@ from sameworld.training.world_file import load_world
 
 TOLERANCE_SECONDS = 0.020
 _LOADERS = 2
+_RATE = 1500.0
+_SWAP_SECONDS = 0.5
+_LONGEST_SECONDS = 720.0
 
 
 @dataclass
@@ -67,7 +70,7 @@ def main() -> None:
         with _disk(world.state, 0 if options.no_faults else _disk_bytes(options.requests)) as disk_bytes:
             seen = asyncio.run(broken(world, options, disk_bytes))
             say("checking")
-            facts, wrong = judged(world, seen, latency=not options.no_latency)
+            facts, wrong = judged(world, seen, latency=not options.no_latency, swaps=options.swaps)
     finally:
         if not options.folder:
             shutil.rmtree(folder, ignore_errors=True)
@@ -82,7 +85,10 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
     parser.add_argument("--requests", type=int, default=20_000)
-    parser.add_argument("--rate", type=float, default=1500.0, help="requests a second")
+    parser.add_argument(
+        "--rate", type=float, help="requests a second; 1,500 by default, or so many that it takes 12 minutes"
+    )
+    parser.add_argument("--swaps", type=int, default=0, help="how many bundles to swap at least")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=7)
@@ -95,7 +101,9 @@ def _options() -> argparse.Namespace:
         help="print latencies without judging them, where others use the machine",
     )
     parser.add_argument("--folder", help="keep everything there; a folder that is thrown away by default")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.rate = options.rate or max(_RATE, options.requests / _LONGEST_SECONDS)
+    return options
 
 
 def _disk_bytes(requests: int) -> int:
@@ -138,7 +146,7 @@ async def broken(world: World, options: argparse.Namespace, disk_bytes: int) -> 
         with _process(["benchmarks.chaos.stalls", str(world.folder / "stalls")]) as canary:
             load = [asyncio.create_task(_load(world, port, number, options)) for number in range(_LOADERS)]
             ended = asyncio.Event()
-            harm = [] if options.no_faults else [_break(target, ended), _swap(target, ended)]
+            harm = [] if options.no_faults else [_break(target, ended), _swap(target, ended, _pause(options))]
             breaking = asyncio.gather(*harm)
             outcomes = await asyncio.gather(*load)
             elapsed = time.monotonic() - begun
@@ -198,16 +206,24 @@ async def _break(target: Target, ended: asyncio.Event) -> None:
         await asyncio.sleep(0.3)
 
 
-async def _swap(target: Target, ended: asyncio.Event) -> None:
+def _pause(options: argparse.Namespace) -> float:
+    """Give the seconds from one swap to the next, at which those that are asked for are done in time."""
+    return min(_SWAP_SECONDS, 0.8 * options.requests / options.rate / max(options.swaps, 1))
+
+
+async def _swap(target: Target, ended: asyncio.Event, pause: float) -> None:
     """Swap the steady model for one that is as good, all the time."""
+    loop = asyncio.get_running_loop()
+    due = loop.time()
     for address in itertools.cycle(target.world.steady):
+        await asyncio.sleep(max(due - loop.time(), 0.05))
+        due += pause
         if ended.is_set():
             return
         await swap(target, "steady", address)
-        await asyncio.sleep(0.1)
 
 
-def judged(world: World, seen: Seen, *, latency: bool) -> tuple[dict[str, Any], list[str]]:
+def judged(world: World, seen: Seen, *, latency: bool, swaps: int) -> tuple[dict[str, Any], list[str]]:
     """Give what was found, and every promise that was not kept."""
     wrong: list[str] = []
 
@@ -223,6 +239,7 @@ def judged(world: World, seen: Seen, *, latency: bool) -> tuple[dict[str, Any], 
         statuses.update(outcome.statuses)
         for model, counts in outcome.answers.items():
             answers.setdefault(model, Counter()).update(counts)
+    expect(seen.target.done["swaps"] >= swaps, f"bundles were swapped {seen.target.done['swaps']} times only")
     expect(set(statuses) == {200}, f"a request got another status than 200: {dict(statuses)}")
 
     said = [identity for outcome in seen.outcomes for identity in outcome.logged]

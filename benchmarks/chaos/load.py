@@ -11,9 +11,14 @@ import sys
 import time
 from array import array
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
+
+try:
+    from uvloop import new_event_loop
+except ImportError:
+    from asyncio import new_event_loop
 
 _MODELS = ("steady", "steady", "moody")
 _EVENTS_EVERY = 50
@@ -67,7 +72,8 @@ class Load:
 
     async def _connection(self, pause: float) -> None:
         """Send one request after the other, as fast as the rate allows."""
-        streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        loop = asyncio.get_running_loop()
+        open_: _Connection | None = None
         due = time.perf_counter() + self._random.random() * pause
         while self._left > 0:
             self._left -= 1
@@ -77,27 +83,27 @@ class Load:
             while True:
                 started = time.monotonic()
                 try:
-                    if streams is None:
-                        streams = await asyncio.open_connection("127.0.0.1", self._port)
+                    if open_ is None:
+                        _, open_ = await loop.create_connection(_Connection, "127.0.0.1", self._port)
                         started = time.monotonic()
-                    status, body, closing = await _exchange(*streams, message)
+                    status, body, closing = await open_.exchange(message)
                     if not key or status != 503:
                         break
                     why = _decode(body)["what"]
                     self.outcome.refused[why] = self.outcome.refused.get(why, 0) + 1
                     await asyncio.sleep(_AGAIN_SECONDS)
-                except (OSError, asyncio.IncompleteReadError):
+                except OSError:
                     self.outcome.cut.append((started, time.monotonic() - started))
-                    if streams is not None:
-                        streams[1].close()
-                    streams = None
+                    if open_ is not None:
+                        open_.close()
+                    open_ = None
                     await asyncio.sleep(0.001)
             if closing:
-                streams[1].close()
-                streams = None
+                open_.close()
+                open_ = None
             self._note(model, key, status, body, started, time.monotonic() - started)
-        if streams is not None:
-            streams[1].close()
+        if open_ is not None:
+            open_.close()
 
     def _next(self) -> tuple[bytes, str, str]:
         number = self._left
@@ -142,20 +148,49 @@ def _message(path: str, body: Any, key: str = "") -> bytes:
     )
 
 
-async def _exchange(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, message: bytes
-) -> tuple[int, bytes, bool]:
-    """Give (status, body, whether the server closes the connection)."""
-    writer.write(message)
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
-    return int(head[9:12]), await reader.readexactly(length), b"connection: close" in head
+class _Connection(asyncio.Protocol):
+    """One connection: a protocol and no streams, which would take more processor than the server does."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._received = b""
+        self._answer: asyncio.Future[tuple[int, bytes, bool]] | None = None
+
+    def exchange(self, message: bytes) -> asyncio.Future[tuple[int, bytes, bool]]:
+        """Give (status, body, whether the server closes the connection); a ConnectionError when it is cut before."""
+        self._answer = asyncio.get_running_loop().create_future()
+        if self._transport.is_closing():
+            self.connection_lost(None)
+        else:
+            self._transport.write(message)
+        return self._answer
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, ended, body = self._received.partition(b"\r\n\r\n")
+        if not ended:
+            return
+        head = head.lower()
+        length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
+        if len(body) < length:
+            return
+        self._received = b""
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result((int(head[9:12]), body, b"connection: close" in head))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(ConnectionResetError("it was cut"))
+
+    def close(self) -> None:
+        self._transport.close()
 
 
 def main() -> None:
     port, connections, requests, rate, seed, out = sys.argv[1:]
     load = Load(int(port), int(requests), float(rate), int(seed))
-    outcome = asyncio.run(load.run(int(connections)))
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        outcome = runner.run(load.run(int(connections)))
     Path(out).write_bytes(msgspec.msgpack.encode(outcome))
 
 

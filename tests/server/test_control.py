@@ -37,6 +37,34 @@ later = sw.Model(
     }, label=paid, estimator=LGBMClassifier(n_estimators=10, min_child_samples=5, n_jobs=1), fallbacks=fallbacks, service=service,
 )
 """
+# Its process imports this, and waits there for as long as a file is beside it.
+SLEEPY = """
+import time
+from pathlib import Path
+
+while Path(__file__).with_name("hold").exists():
+    time.sleep(0.05)
+
+
+class Sleepy:
+    def get_params(self, deep=False):
+        return {}
+
+    def fit(self, rows, label):
+        self.mean = float(label.mean())
+        return self
+
+    def predict(self, rows):
+        return rows[:, 0] * 0 + self.mean
+"""
+SLEEPING = """
+from sleepy import Sleepy
+
+sleeping = sw.Model(
+    "sleeping", moments=asks, features={"basket": sw.field("basket")}, label=paid, estimator=Sleepy(), calibration=None,
+    fallbacks=fallbacks, service=service,
+)
+"""
 REQUEST = {"user": "u1", "shop": "s1", "basket": 12.5, "opened_at": "2024-03-16T10:00:00Z"}
 
 
@@ -51,7 +79,9 @@ def two_versions(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
     world.file.write_text(
         WORLD.replace('"basket": sw', '"shop_orders": orders.by("shop").count(over="2d"), "basket": sw')
         + LATER
+        + SLEEPING
     )
+    (world.folder / "sleepy.py").write_text(SLEEPY)
     for model in world.load().models.values():
         train(model, registry=world.registry, until=UNTIL, folder=world.folder)
     return world
@@ -244,7 +274,7 @@ def test_swapping_under_load_gives_no_error_and_leaks_nothing(world: SmallWorld,
                 response = await server.client.request("POST", "/v1/models/plain/predict", msgspec.json.encode({"request": REQUEST}))  # fmt: skip
                 assert response.status == 200
                 answers.extend(msgspec.json.decode(response.body)["predictions"])
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.005)  # as callers have it: the loop has turns of its own
 
         load = [asyncio.create_task(asking()) for _ in range(8)]
         for number in range(SWAPS):
@@ -263,6 +293,33 @@ def test_swapping_under_load_gives_no_error_and_leaks_nothing(world: SmallWorld,
     assert len({(a["version"], a["value"]) for a in answers}) == 2
     half = len(taken) // 2
     assert min(taken[half:]) - min(taken[:half]) < 2_000_000, (taken[half - 1], taken[-1])
+
+
+def test_a_model_that_hangs_while_it_is_loaded_keeps_no_other_from_being_changed(
+    world: SmallWorld, server: Driven
+) -> None:
+    hold = world.folder / "hold"
+    hold.touch()
+
+    async def post(model: str) -> int:
+        return (await server.client.request("POST", f"/control/models/{model}", b"{}")).status
+
+    async def story() -> None:
+        hanging = asyncio.create_task(post("sleeping"))
+        await asyncio.sleep(0.3)
+        # more of them than there are threads to wait in
+        async with asyncio.timeout(40):
+            assert await asyncio.gather(*(post("plain") for _ in range(40))) == [200] * 40
+            assert await post("later") == 200
+            assert (await server.client.request("DELETE", "/control/models/later")).status == 200
+            assert (await server.client.request("GET", "/control/status")).status == 200
+        assert not hanging.done()
+        hold.unlink()
+        assert await hanging == 200
+
+    server.run(story())
+    assert ask(server)["version"] == new_of(world)
+    assert ask(server, "sleeping")["tier"] == "model"
 
 
 # Real processes.

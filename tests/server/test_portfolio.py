@@ -10,8 +10,13 @@ from typing import Any
 
 import pytest
 from driven_server import Driven, driven
+from served_world import gone
 from small_world import UNTIL, WORLD, SmallWorld, make
 
+from sameworld.cli.serving import status_cells
+from sameworld.errors import BundleError
+from sameworld.server.app import Server
+from sameworld.server.run import fill
 from sameworld.stores.online import Snapshot
 
 MORE = """
@@ -104,6 +109,121 @@ def test_a_damaged_bundle_is_said_and_only_its_own_model_falls_back(world: Small
             server.run(asyncio.sleep(0.01))
         assert reason == f"model: Bundle {address} is damaged: its files do not have that hash."
         assert ask(server, "plain")["tier"] == "model"
+
+
+def test_a_model_whose_bundle_is_damaged_at_the_start_answers_by_its_fallbacks_until_it_is_mended(
+    world: SmallWorld,
+) -> None:
+    address = world.registry.newest("second") or ""
+    trees = world.folder / "registry" / "bundles" / address / "model.txt"
+    sound = trees.read_bytes()
+    trees.write_bytes(sound[:-1])
+    fill(world.config(), cutover=UNTIL)
+    with driven(world.config()) as server:
+        given = ask(server, "second")
+        why = f"model: Bundle {address} is damaged: its files do not have that hash."
+        assert (given["tier"], given["reason"], given["logged"]) == ("fallback_1_rate", why, True)
+        assert ask(server, "plain")["tier"] == "model"
+        trees.write_bytes(sound)
+        assert set(settled(server, "second")) <= {why, "loading"}
+
+
+@pytest.mark.parametrize("missing", [True, False], ids=["missing", "unreadable"])
+def test_a_model_that_cannot_be_read_at_the_start_says_so_and_keeps_no_other_from_being_served(
+    world: SmallWorld, capsys: pytest.CaptureFixture[str], missing: bool
+) -> None:
+    address = world.registry.newest("second") or ""
+    bundle = world.folder / "registry" / "bundles" / address
+    description = bundle / "bundle.json"
+    sound = description.read_bytes()
+    if missing:
+        description.unlink()
+        what = f"There is no bundle {address}."
+    else:
+        description.write_bytes(sound[:-100])
+        what = f"Bundle {address} is damaged: its files do not have that hash."
+    said: list[str] = []
+    fill(world.config(), cutover=UNTIL, say=said.append)
+    assert f"model second cannot be served: {what}" in said
+
+    with driven(world.config()) as server:
+        status, answer = server.predict({"request": REQUEST}, model="second")
+        assert (status, answer["error"], answer["what"]) == (503, "BundleError", what)
+        assert answer["do"]
+        assert ask(server, "plain")["tier"] == ask(server, "third")["tier"] == "model"
+        assert server.send("GET", "/readyz") == (200, {"ready": True, "broken": {"second": what}})
+        told = {model["model"]: model for model in server.send("GET", "/control/status")[1]["models"]}
+        assert list(told) == ["plain", "second", "third"]
+        assert (told["second"]["tier"], told["second"]["reason"]) == ("none", what)
+        assert status_cells(told["second"])[2] == f"none ({what})"
+        incidents = capsys.readouterr().err
+        assert f'"incident":"model broken","of":"second","version":"{address}","reason":"{what}"' in incidents
+        # A change of another model neither mends nor forgets it.
+        assert server.send("DELETE", "/control/models/third")[0] == 200
+        assert server.predict({"request": REQUEST}, model="second")[0] == 503
+        assert server.send("POST", "/control/models/second", {})[0] == 503
+
+        description.write_bytes(sound)
+        if missing:  # it is told
+            assert server.send("POST", "/control/models/second", {})[0] == 200
+        else:  # it finds out
+            until = time.monotonic() + 30
+            while server.predict({"request": REQUEST}, model="second")[0] == 503 and time.monotonic() < until:
+                server.run(asyncio.sleep(0.05))
+        assert ask(server, "second")["tier"] == "model"
+        assert server.send("GET", "/readyz") == (200, {"ready": True})
+
+
+def test_a_server_that_can_serve_nothing_of_what_it_was_told_to_does_not_start(world: SmallWorld) -> None:
+    bundles = world.folder / "registry" / "bundles"
+    bundles.rename(bundles.with_name("away"))
+    first = world.registry.newest("plain")
+    for start in (fill, Server):
+        with pytest.raises(BundleError) as refused:
+            start(world.config())
+        assert str(refused.value) == (
+            "Nothing can be served: no bundle of plain, second, third can be read.\n"
+            f"  in: {world.folder / 'registry'}\n"
+            f"  found: There is no bundle {first}.\n"
+            "  do: restore the registry, or train again: sameworld train."
+        )
+
+
+def test_a_guarded_model_counts_in_the_budget_and_its_process_comes_back_on_demand(
+    played: SmallWorld,
+) -> None:
+    with driven(played.config(memory=1, state=str(played.folder / "live")), cutover=UNTIL) as server:
+        portfolio = server.client.server.portfolio
+
+        def loaded() -> list[str]:
+            listed = server.send("GET", "/control/models")[1]["models"]
+            return [model["model"] for model in listed if model["loaded"]]
+
+        assert loaded() == ["plain"]
+        assert ask(server, "plain")["tier"] == "model"
+        crowded = ask(server, "derived")
+        assert (crowded["tier"], crowded["reason"]) == (
+            "fallback_1_rate",
+            "model: memory: other models are being asked",
+        )
+        server.run(asyncio.sleep(1.1))
+        reasons = settled(server, "derived")
+        assert set(reasons) == {"model: its process is starting"}
+        until = time.monotonic() + 30
+        while portfolio.bytes_of("derived") < 20_000_000 and time.monotonic() < until:
+            server.run(asyncio.sleep(0.05))
+        assert loaded() == ["derived"]
+        assert portfolio.bytes == portfolio.bytes_of("derived") > 20_000_000
+        pid = portfolio.models["derived"].guarded[0].pid
+
+        server.run(asyncio.sleep(1.1))
+        settled(server, "plain")
+        until = time.monotonic() + 30
+        while (loaded() != ["plain"] or not gone(pid)) and time.monotonic() < until:
+            server.run(asyncio.sleep(0.05))
+        assert loaded() == ["plain"]
+        assert gone(pid)
+        assert portfolio.bytes == portfolio.bytes_of("plain") < 1_000_000
 
 
 def test_an_entity_is_fetched_once_for_all_models_of_a_micro_batch(

@@ -89,7 +89,7 @@ class Load:
 
 @pytest.mark.slow
 def test_a_killed_or_frozen_worker_is_replaced_while_the_others_answer(trained: SmallWorld) -> None:
-    async def story() -> tuple[Load, Running]:
+    async def story() -> tuple[Load, Running, list[int]]:
         async with running(trained, ["plain"], "--workers", "2", patience=30.0) as server:
             load = Load(server)
             async with load:
@@ -106,10 +106,11 @@ def test_a_killed_or_frozen_worker_is_replaced_while_the_others_answer(trained: 
                     assert gone(pid)
                     # The next is hit only when this one's successor answers, so that there is always one that does.
                     await both_answer(server)
+            counted = await counts(server)
             await ended_with_their_supervisor(server)
-            return load, server
+            return load, server, counted
 
-    load, server = asyncio.run(story())
+    load, server, counted = asyncio.run(story())
     print(f"{sum(load.statuses.values())} answers, {server.client.retries} sent again")
     # Whoever was cut off sent it again; nobody got an error.
     assert set(load.statuses) == {200}
@@ -117,12 +118,27 @@ def test_a_killed_or_frozen_worker_is_replaced_while_the_others_answer(trained: 
     logged = Counter(prediction.id for _, prediction in predictions(server.state) if prediction is not None)
     assert set(logged.values()) == {1}
     assert set(load.answers) <= set(logged)
+    # Whichever worker is asked counts what all have answered, the dead ones too.
+    assert len(set(counted)) == 1
+    assert len(load.answers) <= counted[0] <= len(logged)
     # Every acknowledged event is in the event log exactly once, in one order.
     kept = Counter(delivery.key for _, delivery in event_log.deliveries(server.state / "events"))
     assert set(kept.values()) == {1}
     assert load.acknowledged <= set(kept)
     stamps = [delivery.stamp for _, delivery in event_log.deliveries(server.state / "events")]
     assert stamps == sorted(set(stamps))
+
+
+async def counts(server: Running) -> list[int]:
+    """Give how many answers are counted, asked on several connections."""
+    found: list[int] = []
+    for _ in range(8):
+        fresh = Client("127.0.0.1", server.port)
+        text = (await fresh.request("GET", "/metrics")).body.decode()
+        await fresh.close()
+        lines = [line for line in text.splitlines() if line.startswith("sameworld_predictions_total")]
+        found.append(int(sum(float(line.rsplit(" ", 1)[1]) for line in lines)))
+    return found
 
 
 async def ended_with_their_supervisor(server: Running) -> None:

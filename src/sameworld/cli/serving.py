@@ -45,7 +45,7 @@ from sameworld.errors import DefinitionError
 )
 @click.option(
     "--memory",
-    help="What the estimators of native models may take, such as 2GB: those asked the longest ago are unloaded, and come back when they are asked. All are kept without it.",
+    help="What models may take in each worker, such as 2GB, with the processes of guarded ones: those asked the longest ago are unloaded, and come back when they are asked. All are kept without it.",
 )
 @click.option(
     "--replay", is_flag=True, help="Moments and available times come from outside, in the order of time."

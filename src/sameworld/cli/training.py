@@ -52,17 +52,34 @@ def check(world: Path, as_json: bool) -> None:
     "--until",
     help="The time of training, ISO 8601; what was asked after it is for the score. By default 85 % of the moments come before.",
 )
+@click.option(
+    "--also-served",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    multiple=True,
+    metavar="STATE",
+    help="Learn also from what was served, as it was served, out of this state folder. The model's own moments should end where its log begins.",
+)
 @in_world_option
 def train(
-    model: str | None, world: Path, as_json: bool, registry: Path, until: str | None, in_world: Any
+    model: str | None,
+    world: Path,
+    as_json: bool,
+    registry: Path,
+    until: str | None,
+    also_served: tuple[Path, ...],
+    in_world: Any,
 ) -> None:
     """Train MODEL (or the world's only one) and save its bundle."""
+    from sameworld.definitions.moments import Moments  # noqa: PLC0415
     from sameworld.training.fit import train as train_model  # noqa: PLC0415
     from sameworld.training.world_file import load_world  # noqa: PLC0415
 
     loaded = load_world(world)
+    chosen = loaded.model(model)
+    also = [Moments.from_log(chosen, state=state.resolve(), features="served") for state in also_served]
     trained = train_model(
-        loaded.model(model),
+        chosen,
+        also=also,
         registry=registry,
         world=in_world,
         until=show.instant(until, "--until") if until else None,

@@ -21,9 +21,11 @@ from sameworld.errors import RequestError, SameworldError, nearest
 from sameworld.server.answering import Answering
 from sameworld.server.config import ServerConfig, from_environment, on_loopback
 from sameworld.server.control import Control
+from sameworld.server.counts import Counts
 from sameworld.server.incidents import Incidents
 from sameworld.server.metrics import Metrics
 from sameworld.server.portfolio import Portfolio, wanted_of
+from sameworld.server.readable import readable
 from sameworld.server.recorded import Recorded, recorded
 from sameworld.server.rotating import Rotating
 from sameworld.server.routes import (
@@ -59,19 +61,24 @@ class Server:
     Args:
         config: what to serve.
         clock: this machine's by default.
+        counts: shared with the other workers; this process's own by default.
     """
 
-    def __init__(self, config: ServerConfig, clock: Clock | None = None) -> None:
+    def __init__(
+        self, config: ServerConfig, clock: Clock | None = None, counts: Counts | None = None
+    ) -> None:
         config.check()
         self.config = config
         self.clock = clock or SystemClock()
         self.incidents = Incidents()
-        self.metrics = Metrics(self.incidents)
+        self.metrics = Metrics(self.incidents, counts)
         self.portfolio = Portfolio(config, self.incidents)
         # What control routes changed outlives the process that was told.
         serving = recorded(Path(config.state)) or Recorded(generation=0, models=config.models)
-        bundles = {name: self.portfolio.read(address) for name, address in serving.models.items()}
-        self.store = open_store(config, bundles.values(), self.clock)
+        found = readable(config.registry, serving.models)
+        for name, error in found.unread.items():
+            self.portfolio.miss(name, serving.models[name], error)
+        self.store = open_store(config, found.bundles.values(), self.clock)
         self.log = PredictionLog(Path(config.state), self.clock, durability=config.prediction_durability)
         self._rotating = Rotating(
             self.log,
@@ -80,7 +87,7 @@ class Server:
             keep_bytes=config.keep_prediction_bytes,
             keep_days=config.keep_prediction_days,
         )
-        for name, bundle in bundles.items():
+        for name, bundle in found.bundles.items():
             self.portfolio.put(self.portfolio.served(name, bundle, self.store.groupings))
         self._answering = Answering(
             self.store, self.log, self.metrics, lambda served: self.portfolio.need(served, self.store)
@@ -98,8 +105,7 @@ class Server:
     def start(self) -> None:
         """Load models, begin to keep guarded processes alive and to follow what is recorded; needs a running loop."""
         self._rotating.start()
-        self.portfolio.start()
-        self._loading = asyncio.get_running_loop().create_task(self.portfolio.load_all(self.store))
+        self._loading = self.portfolio.start(self.store)
         self.control.start()
 
     async def stop(self) -> None:
@@ -137,14 +143,16 @@ class Server:
                 case ["livez"]:
                     return 200, _JSON, b'{"live":true}'
                 case ["readyz"]:
-                    missing = self.not_ready()
-                    return (
-                        (503, _JSON, json_body({"ready": False, "waiting_for": missing}))
-                        if missing
-                        else (200, _JSON, b'{"ready":true}')
-                    )
+                    missing, broken = self.not_ready(), self.portfolio.missed()
+                    # One model that cannot be served is no reason to take requests to the others elsewhere.
+                    facts = {
+                        **({"waiting_for": missing} if missing else {}),
+                        **({"broken": broken} if broken else {}),
+                    }
+                    return 503 if missing else 200, _JSON, json_body({"ready": not missing, **facts})
                 case ["metrics"]:
-                    return 200, _TEXT, self.metrics.text(self._sequence())
+                    # Beside the loop: of hundreds of models it takes some time.
+                    return 200, _TEXT, await asyncio.to_thread(self.metrics.text, self._sequence())
                 case _:
                     raise NotFoundError(
                         f"There is no {method} {path} here.",
@@ -203,11 +211,7 @@ class Server:
     async def _predict(self, model: str, body: bytes, header: Callable[[str], str | None]) -> bytes:
         served = self.portfolio.models.get(model)
         if served is None:
-            raise NotFoundError(
-                f"There is no model {model!r} here.",
-                expected=f"nearest: {nearest(model, self.portfolio.models)}",
-                do="correct the model's name.",
-            )
+            raise self.portfolio.absent(model)
         _refuse_large(body)
         requests, at = served.reader.read(body)
         if (at is not None) != self.config.replay:
@@ -331,9 +335,14 @@ def _settle_pandas() -> None:
 
 
 class App:
-    """What Granian runs: one server in each of its processes."""
+    """What Granian runs: one server in each of its processes.
 
-    def __init__(self) -> None:
+    Args:
+        counts: shared with the other processes.
+    """
+
+    def __init__(self, counts: Counts | None = None) -> None:
+        self._counts = counts
         self._server: Server | None = None
         self.in_flight = 0
 
@@ -352,7 +361,7 @@ class App:
         # Threads that prepare and commit events hand the interpreter back to the loop after this, not after Python's 5 ms.
         sys.setswitchinterval(0.0005)
         config = from_environment()
-        self._server = Server(config)
+        self._server = Server(config, counts=self._counts)
         # The command line fills the store before; a process that finds something missing does it itself.
         self._server.store.fill(DuckDBEngine(Path(config.folder)))
         loop.call_soon(self._server.start)

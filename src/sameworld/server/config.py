@@ -30,7 +30,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         drain_seconds: how long a server that was told to stop says so at /readyz and still takes new connections.
         guarded_memory_bytes: how much more a guarded process may take than it had when it was ready.
         token: what control and event routes ask for; needed when not on loopback.
-        memory: bytes that the estimators of native models may take; those asked the longest ago are unloaded. Without it all are kept.
+        memory: bytes that models may take in one worker, with the processes of guarded ones; those asked the longest ago are unloaded. Without it all are kept.
     """
 
     world: str | None = None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 from pathlib import Path
 
@@ -13,22 +11,14 @@ from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.errors import SameworldError
 from sameworld.server.app import open_store
 from sameworld.server.config import ServerConfig
-from sameworld.training.bundle import Registry
-
-_NICER = 10  # those who are being answered come first
+from sameworld.server.readable import readable
 
 
 def main() -> int:
     """Fill; give the exit status."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.nice(_NICER)
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=ServerConfig)
-    registry = Registry(Path(config.registry))
     try:
-        bundles = [
-            registry.load(a, without_code=True, without_estimator=True) for a in config.models.values()
-        ]
-        store = open_store(config, bundles)
+        store = open_store(config, readable(config.registry, config.models).bundles.values())
         try:
             store.fill(DuckDBEngine(Path(config.folder)))
         finally:

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+from sameworld.server.beside import started
+
 _LIMIT = 1 << 24
 
 
@@ -24,14 +26,12 @@ class GuardedChild:
 
     @classmethod
     async def start(cls, command: Sequence[str], env: Mapping[str, str]) -> Self:
-        """Start a process; Python does it with vfork where there is one.
+        """Start a process.
 
         On the loop's own thread: the kernel may tell a child that its parent died when the thread that started it ends.
         """
         loop = asyncio.get_running_loop()
-        popen = subprocess.Popen(  # see above; it takes some milliseconds
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=env
-        )
+        popen = started(command, piped=True, env=env)
         child = cls(popen, loop)
         threading.Thread(target=child._wait, name=f"wait for {popen.pid}", daemon=True).start()
         reading = asyncio.StreamReaderProtocol(child._stdout)
@@ -48,6 +48,10 @@ class GuardedChild:
         if self._stdin is not None:
             self._stdin.close()
         self._ended.set()
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
 
     def write(self, frame: bytes) -> None:
         """Send bytes to its stdin, without waiting for it to read them."""

@@ -27,7 +27,6 @@ from sameworld.training.fitted import Part
 from sameworld.training.world_file import functions_of
 
 _LENGTH = struct.Struct("<I")
-_NICER = 10  # where cores are few, a model that spins must not take them from the server
 
 
 def main() -> None:
@@ -35,8 +34,6 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the user's code prints must not end up between frames
     _die_with_parent()
-    with contextlib.suppress(OSError, AttributeError):
-        os.nice(_NICER)
     registry, address, number, memory, *world = sys.argv[1:]
     try:
         bundle = Registry(Path(registry)).load(address, functions_of(Path(world[0])) if world else ())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import struct
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +29,7 @@ _GRACE = 4.0
 _MEASUREMENTS = 7
 LONGEST_NATIVE_SECONDS = 0.005
 """What a native model may take for one row: so long it keeps the event loop from all others."""
+STARTING = "its process is starting"
 _log = logging.getLogger(__name__)
 
 
@@ -141,18 +141,39 @@ class GuardedLane:
             False  # True once its process has started, or has failed to: nothing else waits for it then
         )
         self.restarts = -1
+        self._stopping = False
+        self.asked_at = 0.0  # seconds on the steady clock; when it was last asked and could not answer
+        self.wake: Callable[[], str] = lambda: STARTING
+        """Told when it is asked and keeps no process; gives the reason why it does not answer now."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether a process is kept alive."""
+        return self._keeper is not None and not self._stopping
+
+    @property
+    def pid(self) -> int:
+        """The process, once it is ready."""
+        assert self._process is not None
+        return self._process.pid
 
     def start(self) -> None:
-        """Begin to keep a process alive."""
-        self._keeper = asyncio.create_task(self._keep())
+        """Begin to keep a process alive, where none is."""
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
-        """End the process."""
-        if self._keeper is not None:
+        """End the process; it may be started again."""
+        if self._keeper is None or self._stopping:
+            return
+        self._stopping = True
+        self.ready = self.settled = False
+        try:
             self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
-        await self._kill()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+            await self._kill()
+        finally:
+            self._keeper, self._stopping, self.breaker = None, False, Breaker()
 
     async def _keep(self) -> None:
         while True:
@@ -203,7 +224,8 @@ class GuardedLane:
         """Say why nothing can be asked of it at a moment (seconds, `time.monotonic`); nothing when something can."""
         if self.ready and self.breaker.allows(now):
             return ""
-        return self.breaker.reason or "its process is starting"
+        self.asked_at = time.perf_counter()
+        return (self.breaker.reason or STARTING) if self.kept else self.wake()
 
     async def score(self, aggregates: Columns, fields: Columns, *, wait_seconds: float) -> Scored:
         """Give feature columns and answers; the caller may go away meanwhile, the process is judged here.

@@ -1,15 +1,40 @@
-"""Counts, as Prometheus reads them."""
+"""Counts, as Prometheus reads them: of all the workers behind a port together, whichever of them is asked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.utils import floatToGoString
 
+from sameworld.server.counts import Counts
 from sameworld.server.incidents import Incidents
 from sameworld.server.recent import Recent
 
 _BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_BOUNDS = [*map(floatToGoString, _BUCKETS), "+Inf"]
+
+_PREDICTIONS = "sameworld_predictions"
+_UNLOGGED = "sameworld_unlogged_predictions"
+_SECONDS = "sameworld_prediction_seconds"
+_EVENTS = "sameworld_events"
+_REPEATED = "sameworld_repeated_deliveries"
+_REFUSED = "sameworld_refused_requests"
+_BROKEN = "sameworld_incidents"
+_SEQUENCE = "sameworld_event_sequence"
+_COUNTERS = {
+    _PREDICTIONS: ("Answers by model and tier.", ["model", "tier"]),
+    _UNLOGGED: ("Answers that could not be logged.", ["model"]),
+    _EVENTS: ("Acknowledged events by source.", ["source"]),
+    _REPEATED: ("Deliveries that had been taken before.", ["source"]),
+    _REFUSED: ("Requests that could not be understood, by status.", ["status"]),
+    _BROKEN: ("What broke, by part.", ["part"]),
+}
 
 
 class Metrics:
@@ -17,53 +42,15 @@ class Metrics:
 
     Args:
         incidents: told of what breaks, and of what works again.
+        counts: this process's, and those of the others that are added to them; its own alone by default.
     """
 
-    def __init__(self, incidents: Incidents | None = None) -> None:
+    def __init__(self, incidents: Incidents | None = None, counts: Counts | None = None) -> None:
         self._incidents = incidents or Incidents()
+        self._counts = counts or Counts()
         self._is_broken: set[str] = set()
-        self._registry = CollectorRegistry()
         self._recent: dict[str, Recent] = {}
-        self._of: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
-        self._predictions = Counter(
-            "sameworld_predictions", "Answers by model and tier.", ["model", "tier"], registry=self._registry
-        )
-        self._unlogged = Counter(
-            "sameworld_unlogged_predictions",
-            "Answers that could not be logged.",
-            ["model"],
-            registry=self._registry,
-        )
-        self._seconds = Histogram(
-            "sameworld_prediction_seconds",
-            "From a request's arrival to its log row.",
-            ["model"],
-            buckets=_BUCKETS,
-            registry=self._registry,
-        )
-        self._events = Counter(
-            "sameworld_events", "Acknowledged events by source.", ["source"], registry=self._registry
-        )
-        self._repeated = Counter(
-            "sameworld_repeated_deliveries",
-            "Deliveries that had been taken before.",
-            ["source"],
-            registry=self._registry,
-        )
-        self._refused = Counter(
-            "sameworld_refused_requests",
-            "Requests that could not be understood, by status.",
-            ["status"],
-            registry=self._registry,
-        )
-        self._broken = Counter(
-            "sameworld_incidents", "What broke, by part.", ["part"], registry=self._registry
-        )
-        self._sequence = Gauge(
-            "sameworld_event_sequence",
-            "The last committed delivery this process has seen.",
-            registry=self._registry,
-        )
+        self._of: dict[tuple[str, str], tuple[memoryview[float], memoryview[float]]] = {}
 
     def recent(self, model: str) -> Recent:
         """Give how a model has been doing lately."""
@@ -81,27 +68,30 @@ class Metrics:
     ) -> None:
         """Count answers of one model and tier, and how long each took."""
         found = self._of.get((model, tier))
-        if found is None:  # looking labels up costs more than counting
+        if found is None:
             found = self._of[model, tier] = (
-                self._predictions.labels(model, tier),
-                self._seconds.labels(model),
+                self._counts.of(_PREDICTIONS, model, tier),
+                self._counts.of(_SECONDS, model, width=len(_BOUNDS) + 1),
             )
         self.recent(model).answered(tier, reason, microseconds)
-        found[0].inc(len(microseconds))
-        for taken in microseconds:
-            found[1].observe(taken / 1e6)
+        answers, taken = found
+        answers[0] += len(microseconds)
+        for each in microseconds:
+            seconds = each / 1e6
+            taken[bisect_left(_BUCKETS, seconds)] += 1
+            taken[-1] += seconds
         if not logged:
-            self._unlogged.labels(model).inc(len(microseconds))
+            self._count(_UNLOGGED, model, by=len(microseconds))
 
     def took(self, source: str, events: int, *, repeated: bool) -> None:
-        (self._repeated if repeated else self._events).labels(source).inc(1 if repeated else events)
+        self._count(_REPEATED if repeated else _EVENTS, source, by=1 if repeated else events)
 
     def refused(self, status: int) -> None:
-        self._refused.labels(str(status)).inc()
+        self._count(_REFUSED, str(status))
 
     def broken(self, part: str, reason: str) -> None:
         """Count a part's failure."""
-        self._broken.labels(part).inc()
+        self._count(_BROKEN, part)
         self._is_broken.add(part)
         self._incidents.tell("broken", part, reason=reason)
 
@@ -111,8 +101,33 @@ class Metrics:
             self._is_broken.discard(part)
             self._incidents.tell("recovered", part)
 
+    def _count(self, *key: str, by: int = 1) -> None:
+        self._counts.of(*key)[0] += by
+
     def text(self, sequence: int | None) -> bytes:
-        """Give all counts in Prometheus's text format; the sequence as it was where it is not known."""
-        if sequence is not None:
-            self._sequence.set(sequence)
-        return generate_latest(self._registry)
+        """Give the counts of all workers in Prometheus's text format, and the last delivery that this one has seen where it is known."""
+        return generate_latest(_Collected(self._counts, sequence))  # pyright: ignore[reportArgumentType] # all it asks a registry for is `collect`
+
+
+@dataclass(frozen=True)
+class _Collected:
+    counts: Counts
+    sequence: int | None
+
+    def collect(self) -> Iterator[Metric]:
+        counters: dict[str, Any] = {
+            name: CounterMetricFamily(name, said, labels=labels) for name, (said, labels) in _COUNTERS.items()
+        }
+        seconds = HistogramMetricFamily(
+            _SECONDS, "From a request's arrival to its log row.", labels=["model"]
+        )
+        for (name, *labels), numbers in self.counts.totals().items():
+            if name == _SECONDS:
+                buckets = list(zip(_BOUNDS, accumulate(numbers[:-1]), strict=True))
+                seconds.add_metric(labels, buckets, numbers[-1])
+            else:
+                counters[name].add_metric(labels, numbers[0])
+        yield from (*counters.values(), seconds)
+        if self.sequence is not None:
+            said = "The last committed delivery that the process which was asked has seen."
+            yield GaugeMetricFamily(_SEQUENCE, said, self.sequence)

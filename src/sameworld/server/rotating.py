@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 from pathlib import Path
 
+from sameworld.server.beside import started
 from sameworld.server.metrics import Metrics
 from sameworld.stores.prediction_log import PredictionLog
 from sameworld.stores.rotation import rotate, waiting
@@ -71,7 +71,7 @@ class Rotating:
         flags += [] if self._keep_days is None else [f"--keep-days={self._keep_days}"]
         try:
             # Not the loop's own way to start it: see `guarded_child`.
-            child = subprocess.Popen(
+            child = started(
                 [sys.executable, "-P", "-m", "sameworld.stores.rotation", str(self._state), *flags]
             )
         except OSError:

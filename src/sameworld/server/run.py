@@ -8,10 +8,9 @@ from pathlib import Path
 from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.server.app import open_store
 from sameworld.server.config import ServerConfig
+from sameworld.server.readable import readable
 from sameworld.server.roll_call import present
 from sameworld.server.supervisor import Supervisor
-from sameworld.training.bundle import Registry
-from sameworld.training.world_file import functions_of
 
 
 def fill(
@@ -22,17 +21,19 @@ def fill(
     Args:
         config: the server's.
         cutover: microseconds; see `OnlineStore.fill`.
-        say: told what is being done.
+        say: told what is being done, and which models cannot be served.
+
+    Raises:
+        BundleError: none of them can.
     """
-    registry = Registry(Path(config.registry))
-    functions = functions_of(Path(config.world)) if config.world else []
-    bundles = [
-        registry.load(address, functions, without_estimator=True) for address in config.models.values()
-    ]
-    store = open_store(config, bundles)
+    found = readable(config.registry, config.models)
+    for name, error in found.unread.items():
+        say(f"model {name} cannot be served: {error.what}")
+    store = open_store(config, found.bundles.values())
     try:
         store.fill(DuckDBEngine(Path(config.folder)), cutover=cutover, say=say)
-        if not present(Path(config.state)):  # nobody else reads here
+        # Nobody else reads here, and nothing is kept for a model that may come back.
+        if not present(Path(config.state)) and not found.unread:
             store.forget_others()
     finally:
         store.close()

@@ -18,6 +18,7 @@ import msgspec
 
 from sameworld.errors import SameworldError
 from sameworld.server.config import ENVIRONMENT, ServerConfig
+from sameworld.server.counts import place
 from sameworld.server.worker import BACKLOG, LONGEST_DRAIN_SECONDS, bound
 from sameworld.serving.supervision import BEAT_SECONDS, pause_before, verdict
 
@@ -27,9 +28,10 @@ _AGAIN_SECONDS = 0.5
 
 @dataclass
 class _Worker:
-    """One place for a worker, and who has it. Times are seconds on the steady clock; `heard` is 0 until its loop turns."""
+    """One place for a worker, and who has it. Times are seconds on the steady clock; `heard` is 0 until its loop turns. `counts` are those of all who had it."""
 
     number: int
+    counts: int
     process: subprocess.Popen[bytes] | None = None
     heartbeat: int = -1
     since: float = 0.0
@@ -49,7 +51,7 @@ class Supervisor:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        self._workers = [_Worker(number) for number in range(config.workers)]
+        self._workers = [_Worker(number, place()) for number in range(config.workers)]
         self._selector = selectors.DefaultSelector()
         self._answered = False
         self._noted = True
@@ -102,8 +104,10 @@ class Supervisor:
 
     def _start(self, worker: _Worker) -> None:
         ours, theirs = os.pipe()
-        command = [sys.executable, "-m", "sameworld.server.worker", str(theirs)]
-        given = [theirs]
+        counts = [worker.counts, *(other.counts for other in self._workers if other is not worker)]
+        places = ",".join(map(str, counts))
+        command = [sys.executable, "-m", "sameworld.server.worker", str(theirs), places]
+        given = [theirs, *counts]
         if (
             self._config.workers == 1
         ):  # nobody to share with: connections wait in this queue while it is replaced
@@ -200,6 +204,8 @@ class Supervisor:
             process.kill()
             process.wait()
         self._listener.close()
+        for worker in self._workers:
+            os.close(worker.counts)
         with contextlib.suppress(OSError):
             self._place.unlink(missing_ok=True)
 

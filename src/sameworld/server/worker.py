@@ -1,6 +1,6 @@
 """One worker: Granian in this very process, on a socket that this file opened. It says ten times a second that its loop turns, and drains before it ends.
 
-Run as `python -m sameworld.server.worker HEARTBEAT LISTENER`, two file descriptors; several workers are given no listener and open one each. SIGTERM drains: /readyz says 503, answers say `connection: close`, and when
+Run as `python -m sameworld.server.worker HEARTBEAT COUNTS LISTENER`, file descriptors; COUNTS are this worker's and, after commas, the others'; several workers are given no listener and open one each. SIGTERM drains: /readyz says 503, answers say `connection: close`, and when
 nothing is in flight any more Granian closes what is left. The same happens when the supervisor has gone, so that nobody answers unsupervised.
 """
 
@@ -21,6 +21,7 @@ from granian.server.mp import MPServer
 
 from sameworld.server.app import App
 from sameworld.server.config import from_environment
+from sameworld.server.counts import Counts
 from sameworld.serving.supervision import BEAT_SECONDS
 
 BACKLOG = 1024
@@ -35,12 +36,13 @@ class SupervisedApp(App):
 
     Args:
         heartbeat: the writing end of a pipe to the supervisor.
+        counts: this worker's, beside the others'.
         listener: bound to the port; connections are taken once there is something to answer them.
         drain_seconds: how long new connections are still taken while /readyz says 503.
     """
 
-    def __init__(self, heartbeat: int, listener: socket.socket, drain_seconds: float) -> None:
-        super().__init__()
+    def __init__(self, heartbeat: int, counts: Counts, listener: socket.socket, drain_seconds: float) -> None:
+        super().__init__(counts)
         self._listener = listener
         self._heartbeat = heartbeat
         self._drain_seconds = drain_seconds
@@ -115,7 +117,8 @@ def bound(host: str, port: int, *, together: bool) -> socket.socket:
 
 def main() -> None:
     """Answer until told to stop, or until the supervisor has gone."""
-    heartbeat, *listener = map(int, sys.argv[1:])
+    heartbeat, places, *listener = sys.argv[1:]
+    own, *others = map(int, places.split(","))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # when the supervisor dies, even while this still starts
     config = from_environment()
@@ -127,9 +130,9 @@ def main() -> None:
         log_access=False,
         log_level=LogLevels.warning,
     )
-    given = socket.socket(fileno=listener[0]) if listener else None
+    given = socket.socket(fileno=int(listener[0])) if listener else None
     server.listener = given or bound(config.host, config.port, together=True)
-    app = SupervisedApp(heartbeat, server.listener, config.drain_seconds)
+    app = SupervisedApp(int(heartbeat), Counts(own, others), server.listener, config.drain_seconds)
     server.serve(target_loader=lambda: app, wrap_loader=False)  # pyright: ignore[reportArgumentType] # an object with `__rsgi__`, as Granian loads them by name
     # All is closed. Taking Python down in order would only make libraries complain about what the operating system frees anyway.
     sys.stderr.flush()

@@ -202,7 +202,6 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--keep-bytes", type=int)
     parser.add_argument("--keep-days", type=float)
     given = parser.parse_args(None if arguments is None else list(arguments))
-    os.nice(10)
     gc.disable()  # records make no cycles, and walking through hundreds of thousands of them takes as long as reading them
     done = rotate(given.state, keep_bytes=given.keep_bytes, keep_days=given.keep_days, wait=False)
     for why in done.stayed:

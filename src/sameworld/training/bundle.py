@@ -215,7 +215,9 @@ class Registry:
         ):
             writer.write_table(bundle.selftest)
         address = _address(scratch)
-        (scratch / "signature").write_text(self._sign(address))
+        (scratch / "signature").write_text(
+            f"{self._sign(address)}\n{self._sign_description(scratch, address)}"
+        )
         target = bundles / address
         if target.exists():
             shutil.rmtree(scratch)
@@ -260,28 +262,20 @@ class Registry:
         Raises:
             BundleError: it is missing, damaged, not written by this registry, or answers otherwise than it did.
         """
-        place = self.folder / "bundles" / address
-        if not (place / "bundle.json").exists():
-            raise BundleError(
-                f"There is no bundle {address}.",
-                where=str(self.folder),
-                do="train the model first: sameworld train.",
-            )
+        place = self._place(address)
         if _address(place) != address:
             raise BundleError(
                 f"Bundle {address} is damaged: its files do not have that hash.",
                 where=str(place),
                 do="train it again, or restore the files.",
             )
-        signature = place / "signature"
-        if not signature.exists() or not hmac.compare_digest(signature.read_text(), self._sign(address)):
+        if not _same(_signatures(place)[:1], self._sign(address)):
             raise BundleError(
                 f"Bundle {address} was not written by this registry.",
                 where=str(place),
                 do="nothing in it was loaded. Train it here, or copy the registry with its key.",
             )
-        description = msgspec.json.decode((place / "bundle.json").read_bytes(), type=Description)
-        model = model_from_json(description.model, {function.code: function for function in functions})
+        description, model = _described(place, functions)
         estimators = [
             None if without_estimator else _read_estimator(place, file_name(number), unpickle=unpickle)
             for number in range(len(model.fallbacks) + 1)
@@ -300,6 +294,35 @@ class Registry:
         bundle.check()
         return bundle
 
+    def described(self, address: str) -> Bundle:
+        """Read what a bundle says of itself, whatever has become of its other files: enough for the fallbacks that need no estimator.
+
+        Raises:
+            BundleError: that is missing or damaged, too, or was not written by this registry.
+        """
+        place = self._place(address)
+        if not _same(_signatures(place)[1:], self._sign_description(place, address)):
+            raise BundleError(
+                f"Bundle {address} is damaged: its description is not what this registry wrote.",
+                where=str(place),
+                do="train it again, or restore the files.",
+            )
+        description, model = _described(place, ())
+        return Bundle(description, model, None, None, address)
+
+    def _place(self, address: str) -> Path:
+        place = self.folder / "bundles" / address
+        if not (place / "bundle.json").exists():
+            raise BundleError(
+                f"There is no bundle {address}.",
+                where=str(self.folder),
+                do="train the model first: sameworld train.",
+            )
+        return place
+
+    def _sign_description(self, place: Path, address: str) -> str:
+        return self._sign(f"{address} {hashlib.sha256((place / 'bundle.json').read_bytes()).hexdigest()}")
+
     def _sign(self, address: str) -> str:
         return hmac.new(self._key(), address.encode(), hashlib.sha256).hexdigest()
 
@@ -317,6 +340,32 @@ class Registry:
             finally:
                 fresh.unlink()
         return path.read_bytes()
+
+
+def _signatures(place: Path) -> list[str]:
+    """Give what signs the bundle, and what signs its description alone; older bundles have no second."""
+    try:
+        return (place / "signature").read_text().split()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return []
+
+
+def _same(found: Sequence[str], expected: str) -> bool:
+    return len(found) > 0 and hmac.compare_digest(found[0].encode(), expected.encode())
+
+
+def _described(place: Path, functions: Sequence[NamedFunction]) -> tuple[Description, Model]:
+    try:
+        description = msgspec.json.decode((place / "bundle.json").read_bytes(), type=Description)
+        known = {function.code: function for function in functions}
+        return description, model_from_json(description.model, known)
+    except (msgspec.MsgspecError, LookupError, TypeError) as error:
+        raise BundleError(
+            f"Bundle {place.name} cannot be read by this version of sameworld.",
+            where=str(place),
+            found=str(error),
+            do="serve it with the version that wrote it, or train it again.",
+        ) from error
 
 
 def file_name(number: int) -> str:
