@@ -68,13 +68,24 @@ async def freeze_worker(target: Target) -> None:
 
 
 async def kill_guarded(target: Target) -> None:
-    """Kill the processes in which a worker's guarded models run."""
+    """Kill the processes in which a worker's guarded models run, and every other time what they are forked of."""
     worker = target.random.choice(target.workers())["pid"]
-    children = [int(pid) for pid in Path(f"/proc/{worker}/task/{worker}/children").read_text().split()]
-    for pid in children:
+    children = _children(worker)
+    target.done["killed guarded"] += 1
+    hit = (
+        [own for child in children for own in _children(child)]
+        if target.done["killed guarded"] % 2
+        else children
+    )
+    for pid in hit:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    target.done["killed guarded"] += len(children)
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(FileNotFoundError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
 async def install(target: Target, mood: str) -> None:

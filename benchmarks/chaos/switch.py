@@ -65,7 +65,7 @@ async def measured(world: World) -> None:
         await asyncio.sleep(DEADLINE_SECONDS / 5)
         known.clear()
         assert lane._process is not None
-        os.kill(lane._process._popen.pid, signal.SIGKILL)
+        os.kill(lane.pid, signal.SIGKILL)
         died += [done - known[0] for reason, _, done in await asyncio.gather(*asked) if reason != "deadline"]
         world.set_mood("")
         while (await ask())[0]:

@@ -261,7 +261,7 @@ def test_the_last_answer_is_repeated_for_the_same_entity_and_not_for_too_long(
 def test_a_model_that_hangs_leaves_time_for_the_model_that_follows(server: Driven, world: SmallWorld) -> None:
     (lane,) = server.client.server.portfolio.models["nulled"].guarded
     assert lane._process is not None
-    os.kill(lane._process._popen.pid, signal.SIGSTOP)
+    os.kill(lane.pid, signal.SIGSTOP)
     answer = ask(server, "nulled", UNTIL + HOUR)
     assert (answer["tier"], answer["reason"]) == ("fallback_1_without", "deadline")
     assert world.logged()[-1].elapsed_us < 2_000_000
@@ -282,7 +282,7 @@ def test_live_whoever_the_model_s_process_cannot_take_is_answered_by_the_model_t
             return body["predictions"]
 
         assert answered()[0]["tier"] == "model"
-        os.kill(lane._process._popen.pid, signal.SIGSTOP)
+        os.kill(lane.pid, signal.SIGSTOP)
         hanging = [*answered(5), *answered(5)]
         server.run(lane._process.kill())
         ended = answered(5)

@@ -11,17 +11,24 @@ _NICER = 10
 
 
 def started(
-    command: Sequence[str], *, piped: bool = False, env: Mapping[str, str] | None = None
+    command: Sequence[str],
+    *,
+    piped: bool = False,
+    stdin: int | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a process at a lower priority than this one's. Takes some milliseconds, whatever memory this one has: Python does it with vfork where there is one.
 
     Args:
         command: the program and its arguments.
         piped: whether its stdin and stdout are pipes to here.
+        stdin: the descriptor of its stdin, where it is none of these; this process's by default.
         env: its environment; this process's by default.
     """
     pipe = subprocess.PIPE if piped else None
-    child = subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0 if piped else -1, env=env)
+    child = subprocess.Popen(
+        command, stdin=pipe if stdin is None else stdin, stdout=pipe, bufsize=0 if piped else -1, env=env
+    )
     # From here, since a child can only do it once Python runs there.
     with contextlib.suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, child.pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICER)

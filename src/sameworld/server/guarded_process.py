@@ -1,6 +1,6 @@
 """The other end of the guarded lane: a process of its own in which a user's Python runs. It may hang, spin, leak or crash: it is killed, and that is all.
 
-Run as `python -m sameworld.server.guarded_process REGISTRY ADDRESS PART MEMORY [WORLD]`; PART is 0 for the model, 1 for its first fallback. Frames on stdin
+Forked of `guarded_origin`, or run as `python -m sameworld.server.guarded_process REGISTRY ADDRESS PART MEMORY [WORLD]`; PART is 0 for the model, 1 for its first fallback. Frames on stdin
 and stdout: u32 length, then an Arrow stream; a reply's first byte is 0 for an answer, 1 for the text of what went wrong, and 2 for the same when the process ends after it. The first reply says that the bundle is loaded.
 
 MEMORY is how many bytes more than then it may take: an allocation beyond them fails. What was leaked is freed by beginning anew.
@@ -16,6 +16,7 @@ import resource
 import signal
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,12 +30,12 @@ from sameworld.training.world_file import functions_of
 _LENGTH = struct.Struct("<I")
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Answer frames until stdin ends."""
-    replies = os.fdopen(os.dup(1), "wb")
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the user's code prints must not end up between frames
-    _die_with_parent()
-    registry, address, number, memory, *world = sys.argv[1:]
+    die_with_parent()
+    registry, address, number, memory, *world = arguments
     try:
         bundle = Registry(Path(registry)).load(address, functions_of(Path(world[0])) if world else ())
         part = bundle.parts[int(number) - 1] if int(number) else None
@@ -44,10 +45,10 @@ def main() -> None:
     _limit_memory(int(memory))
     _send(replies, b"\0")
     while True:
-        head = sys.stdin.buffer.read(4)
+        head = requests.read(4)
         if len(head) < 4:
             return
-        frame = sys.stdin.buffer.read(_LENGTH.unpack(head)[0])
+        frame = requests.read(_LENGTH.unpack(head)[0])
         try:
             reply = b"\0" + _answer(bundle, part, frame)
         except MemoryError:
@@ -101,11 +102,11 @@ def _limit_memory(more: int) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask the kernel to kill this process when the server dies, even while it spins."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import struct
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -15,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sameworld.server.guarded_child import GuardedChild
+from sameworld.server.guarded_child import GuardedChild, Origin
 from sameworld.server.guarded_process import read_batch, write_batch
 from sameworld.serving.breaker import Breaker, failed, succeeded
 from sameworld.training.bundle import Bundle
@@ -65,7 +63,7 @@ class NativeLane:
 
 
 def choose(
-    bundle: Bundle, registry: str, world: str | None, memory_bytes: int, part: int = 0
+    bundle: Bundle, origin: Origin, registry: str, world: str | None, memory_bytes: int, part: int = 0
 ) -> NativeLane | GuardedLane:
     """Give the lane of a bundle's model, or of one of its fallbacks that see features (the first is 1): native for a library's model that is quick enough to share the event loop, measured here; guarded for everything else."""
     deadline = bundle.model.service.deadline_seconds
@@ -80,7 +78,7 @@ def choose(
             bundle.model.name,
             seconds * 1e3,
         )
-    return GuardedLane(bundle, registry, world, deadline, memory_bytes, part)
+    return GuardedLane(bundle, origin, registry, world, deadline, memory_bytes, part)
 
 
 def one_row_seconds(bundle: Bundle, scorer: Scores | None = None) -> float:
@@ -104,6 +102,7 @@ class GuardedLane:
 
     Args:
         bundle: which model.
+        origin: starts the process.
         registry: where the process loads it from.
         world: the world file, for functions of its own.
         deadline_seconds: of the model; the process is killed when it takes several times as long.
@@ -114,16 +113,15 @@ class GuardedLane:
     def __init__(
         self,
         bundle: Bundle,
+        origin: Origin,
         registry: str,
         world: str | None,
         deadline_seconds: float,
         memory_bytes: int,
         part: int = 0,
     ) -> None:
-        self._command = [
-            sys.executable,
-            "-m",
-            "sameworld.server.guarded_process",
+        self._origin = origin
+        self._arguments = [
             registry,
             bundle.address,
             str(part),
@@ -202,8 +200,7 @@ class GuardedLane:
 
     async def _start(self) -> None:
         self.restarts += 1
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self._process = await GuardedChild.start(self._command, env)
+        self._process = await self._origin.child(self._arguments)
         await asyncio.wait_for(self._reply(), _START_SECONDS)
         self.ready = self.settled = True
 

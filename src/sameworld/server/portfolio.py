@@ -16,6 +16,7 @@ from sameworld.definitions.source import Source
 from sameworld.errors import BundleError, SameworldError, nearest
 from sameworld.server.answering import LOADING
 from sameworld.server.config import ServerConfig
+from sameworld.server.guarded_child import Origin
 from sameworld.server.incidents import Incidents
 from sameworld.server.lanes import STARTING, GuardedLane, Lane, NativeLane, choose
 from sameworld.server.memory import allocated_bytes, give_back, process_bytes
@@ -145,6 +146,7 @@ class Portfolio:
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load models")
         self._entries: dict[str, _Entry] = {}
         self._unread: dict[str, _Unread] = {}
+        self._origin = Origin()
         self._tasks: set[asyncio.Task[None]] = set()
         self._budget = None if config.replay else config.memory
         self.models: dict[str, Served] = {}
@@ -221,7 +223,7 @@ class Portfolio:
 
     def _choose(self, bundle: Bundle, part: int) -> Lane:
         config = self._config
-        return choose(bundle, config.registry, config.world, config.guarded_memory_bytes, part)
+        return choose(bundle, self._origin, config.registry, config.world, config.guarded_memory_bytes, part)
 
     def put(self, light: Served) -> None:
         """Serve a model, to be loaded when it is asked."""
@@ -499,6 +501,7 @@ class Portfolio:
         self._loader.shutdown(cancel_futures=True)
         lanes = [lane for served in self.models.values() for lane in served.guarded]
         await asyncio.gather(*(lane.stop() for lane in lanes))
+        self._origin.close()
 
 
 def _use_once(light: Served, full: Bundle, store: OnlineStore) -> None:
