@@ -65,15 +65,17 @@ def main() -> None:
     options = _options()
     folder = Path(options.folder or tempfile.mkdtemp(prefix="chaos-"))
     try:
+        begun = time.monotonic()
         say(f"training in {folder}")
         world = make(folder, () if options.no_faults else MOODS[: options.moods])
         with _disk(world.state, 0 if options.no_faults else _disk_bytes(options.requests)) as disk_bytes:
             seen = asyncio.run(broken(world, options, disk_bytes))
-            say("checking")
+            say(f"checking, after {time.monotonic() - begun:.0f} s")
             facts, wrong = judged(world, seen, latency=not options.no_latency, swaps=options.swaps)
     finally:
         if not options.folder:
             shutil.rmtree(folder, ignore_errors=True)
+    facts["seconds in all"] = round(time.monotonic() - begun, 1)
     print(json.dumps(facts, indent=1))
     for sentence in wrong:
         print(f"NOT KEPT: {sentence}")

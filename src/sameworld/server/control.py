@@ -183,12 +183,12 @@ class Control:
             finally:
                 lock.__exit__(None, None, None)
 
-    def _record(self, models: dict[str, str]) -> None:
+    async def _record(self, models: dict[str, str]) -> None:
         """Record what is served from now on; where that cannot be written, nothing has changed."""
         now = self._store.clock.now()
         since = {n: self._serving.since.get(n, now) if self._serving.models.get(n) == a else now for n, a in models.items()}  # fmt: skip
         following = Recorded(generation=self._serving.generation + 1, models=models, since=since)
-        record(self._state, following)
+        await _in_thread(lambda: record(self._state, following))  # a disk takes its time
         self._serving = following
 
     async def _apply(
@@ -215,7 +215,7 @@ class Control:
                 store.want(wanted.groupings, wanted.schemas, wanted.sources)
             made = [await portfolio.prepared(started, store) for started in changed.values()]
             if models is not None:
-                self._record(models)
+                await self._record(models)
         if _contents(groupings) != _contents(store.groupings):
             await portfolio.regroup(store.groupings)
         gone = [portfolio.swap(prepared) for prepared in made] + [portfolio.remove(name) for name in removed]
