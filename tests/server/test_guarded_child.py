@@ -46,7 +46,7 @@ def test_a_process_answers_and_is_heard_of_when_it_ends(trained_world: SmallWorl
         assert (await said(unready)).startswith(b"\1BundleError: There is no bundle nothing.")
         async with asyncio.timeout(60):
             await unready.ended()
-            await ready.kill()
+            await asyncio.gather(unready.kill(), ready.kill())
         assert gone(ready.pid)
 
     run(story, forks=forks)
@@ -71,6 +71,7 @@ def test_processes_end_with_what_they_are_forked_of_and_the_next_is_forked_of_an
                 except OSError:  # it has not been noticed yet
                     await asyncio.sleep(0.05)
         assert await said(second) == b"\0"
+        await asyncio.gather(first.kill(), second.kill())
 
     run(story)
 
@@ -90,5 +91,6 @@ def test_a_process_that_nobody_waits_for_any_more_is_ended_and_taken_for_no_othe
         async with asyncio.timeout(30):
             while children.read_text().split() != [str(child.pid)]:
                 await asyncio.sleep(0.05)
+        await child.kill()
 
     run(story)

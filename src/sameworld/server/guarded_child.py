@@ -36,13 +36,14 @@ class GuardedChild:
         self._kill = kill
         self._ended = asyncio.Event()
         self._stdin: Any = None
+        self._reading: Any = None
         self._stdout = asyncio.StreamReader(_LIMIT)
 
     async def connect(self, requests: Any, replies: Any) -> None:
         """Speak to it through pipes: files open for writing and for reading."""
         loop = asyncio.get_running_loop()
         reading = asyncio.StreamReaderProtocol(self._stdout)
-        await loop.connect_read_pipe(lambda: reading, replies)
+        self._reading, _ = await loop.connect_read_pipe(lambda: reading, replies)
         self._stdin, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, requests)
 
     @property
@@ -68,9 +69,11 @@ class GuardedChild:
         await self._ended.wait()
 
     async def kill(self) -> None:
-        """End it, and wait until it has."""
+        """End it, and wait until it has. What it had still said is lost."""
         self._kill()
         await self._ended.wait()
+        if self._reading is not None:
+            self._reading.close()
 
 
 class Origin:
