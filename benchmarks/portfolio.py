@@ -35,6 +35,7 @@ DAY = 86_400_000_000
 START = 1_700_000_000_000_000
 ROWS, USERS, SHOPS = 30_000, 500, 40
 KINDS = 12
+ROOT = Path(__file__).resolve().parents[1]
 ENCODE = msgspec.json.encode
 
 WORLD = """
@@ -129,6 +130,7 @@ class Served:
             stderr=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
+        self.port = port
         self.client = Client("127.0.0.1", port)
 
     async def ready(self) -> tuple[float, float]:
@@ -165,36 +167,56 @@ class Served:
         self, models: Sequence[str], seconds: float, connections: int, pause: float = 0.0
     ) -> list[tuple[float, str]]:
         """Ask models in turn; give (seconds, tier) of every answer."""
-        chance = random.Random(4)
-        found: list[tuple[float, str]] = []
-        until = time.perf_counter() + seconds
+        return await asked(self.client, models, seconds, connections, pause)
 
-        async def one(number: int) -> None:
-            turn = number
-            while time.perf_counter() < until:
-                turn += connections
-                body = {
-                    "request": {
-                        "user": f"u{chance.randrange(USERS)}",
-                        "shop": f"s{chance.randrange(SHOPS)}",
-                        "basket": 3.5,
-                    }
-                }
-                answer = await self.client.request(
-                    "POST", f"/v1/models/{models[turn % len(models)]}/predict", ENCODE(body)
-                )
-                assert answer.status == 200, answer.body
-                found.append((answer.seconds, msgspec.json.decode(answer.body)["predictions"][0]["tier"]))
-                if pause:
-                    await asyncio.sleep(pause)
-
-        await asyncio.gather(*(one(number) for number in range(connections)))
-        return found
+    async def in_a_storm(self, model: str, others: Sequence[str], seconds: float) -> list[tuple[float, str]]:
+        """Ask the others calmly while another process storms one model: what its own loop is busy with is not the others' latency."""
+        command = ["-m", "benchmarks.portfolio", "--storm", f"{self.port}/{model}"]
+        storm = await asyncio.create_subprocess_exec(
+            sys.executable, *command, "--seconds", str(seconds + 1), cwd=ROOT, stdout=asyncio.subprocess.PIPE
+        )
+        assert storm.stdout is not None
+        await storm.stdout.readline()
+        try:
+            return await self.asked(others, seconds, 4, 0.005)
+        finally:
+            await storm.wait()
 
     async def stop(self) -> None:
         await self.client.close()
         self.process.terminate()
         self.process.wait()
+
+
+async def asked(
+    client: Client, models: Sequence[str], seconds: float, connections: int, pause: float = 0.0
+) -> list[tuple[float, str]]:
+    """Ask models in turn; give (seconds, tier) of every answer."""
+    chance = random.Random(4)
+    found: list[tuple[float, str]] = []
+    until = time.perf_counter() + seconds
+
+    async def one(number: int) -> None:
+        turn = number
+        while time.perf_counter() < until:
+            turn += connections
+            body = {
+                "request": {
+                    "user": f"u{chance.randrange(USERS)}",
+                    "shop": f"s{chance.randrange(SHOPS)}",
+                    "basket": 3.5,
+                }
+            }
+            answer = await client.request(
+                "POST", f"/v1/models/{models[turn % len(models)]}/predict", ENCODE(body)
+            )
+            assert answer.status == 200, answer.body
+            found.append((answer.seconds, msgspec.json.decode(answer.body)["predictions"][0]["tier"]))
+            if pause:
+                await asyncio.sleep(pause)
+
+    await asyncio.gather(*(one(number) for number in range(connections)))
+    return found
 
 
 def percentiles(answers: Sequence[tuple[float, str]]) -> tuple[float, float]:
@@ -214,9 +236,9 @@ async def size(folder: Path, models: dict[str, str], seconds: float, memory: int
         rate = len(answers) / (time.perf_counter() - begun)
         p50, p99 = percentiles(answers)
         calm = percentiles(await server.asked(server.models, seconds, 4, 0.005))[1]
-        storm = asyncio.create_task(server.asked(server.models[:1], seconds, 16))
-        stormy = percentiles(await server.asked(server.models[1:] or server.models, seconds, 4, 0.005))[1]
-        await storm
+        stormy = percentiles(
+            await server.in_a_storm(server.models[0], server.models[1:] or server.models, seconds)
+        )[1]
         status = await server.control("GET", "status")
         fallbacks = sum(tier != "model" for _, tier in answers) / len(answers)
         return (
@@ -275,6 +297,15 @@ async def measure(folder: Path, counts: Sequence[int], seconds: float, many: int
         print("\n" + await swaps(folder, models, many))
 
 
+async def storm(place: str, seconds: float) -> None:
+    """Ask one model from many connections, as fast as it answers."""
+    port, _, model = place.partition("/")
+    client = Client("127.0.0.1", int(port))
+    print("begun", flush=True)
+    await asked(client, [model], seconds, 16)
+    await client.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -283,7 +314,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="how long each load lasts")
     parser.add_argument("--swaps", type=int, default=1000)
     parser.add_argument("--folder", type=Path, help="kept between runs; a temporary one by default")
+    parser.add_argument("--storm", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.storm:
+        asyncio.run(storm(given.storm, given.seconds))
+        return
     counts = [int(count) for count in given.models.split(",")]
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
