@@ -72,7 +72,7 @@ class Control:
         self._one_change = asyncio.Lock()
         self._starting: dict[tuple[str, str], asyncio.Task[Started]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._retiring: list[asyncio.Task[None]] = []
+        self._retiring: set[asyncio.Task[None]] = set()
         self._lanes: dict[str, tuple[Served, str]] = {}
 
     def start(self) -> None:
@@ -95,6 +95,11 @@ class Control:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def _let_go(self, what: Any) -> None:
+        task = self._begin(what)
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
     # changes
 
@@ -217,9 +222,12 @@ class Control:
             if models is not None:
                 await self._record(models)
         if _contents(groupings) != _contents(store.groupings):
-            await portfolio.regroup(store.groupings)
+            regrouped = await portfolio.regroup(store.groupings)
+            self._let_go(portfolio.answered(regrouped))
         gone = [portfolio.swap(prepared) for prepared in made] + [portfolio.remove(name) for name in removed]
-        self._retiring = [self._begin(portfolio.retire(served)) for served in gone if served is not None]
+        for served in gone:
+            if served is not None:
+                self._let_go(portfolio.retire(served))
         for name in removed:
             self._metrics.forget(name)
         for name in (*changed, *removed):

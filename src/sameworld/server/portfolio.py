@@ -292,22 +292,29 @@ class Portfolio:
 
     async def retire(self, served: Served) -> None:
         """End a model that gets no requests any more, once the last ones are answered."""
-        until = time.monotonic() + served.deadline
-        while _is_busy(served) and time.monotonic() < until:
-            await asyncio.sleep(0.005)
+        await self.answered([served])
         await asyncio.gather(*(lane.stop() for lane in served.guarded))
 
-    async def regroup(self, groupings: Sequence[Grouping]) -> None:
-        """Let every model read the groupings as the store has them now."""
+    async def answered(self, replaced: Sequence[Served]) -> None:
+        """Wait until the last requests are answered of models that get no more."""
+        until = time.monotonic() + max((served.deadline for served in replaced), default=0.0)
+        while any(map(_is_busy, replaced)) and time.monotonic() < until:
+            await asyncio.sleep(0.005)
+
+    async def regroup(self, groupings: Sequence[Grouping]) -> list[Served]:
+        """Let every model read the groupings as the store has them now; give the models as they were."""
 
         def made() -> list[tuple[_Entry, Served, Served]]:
             return [(e, e.light, _again(e.light, groupings)) for e in list(self._entries.values())]
 
-        for entry, before, light in await asyncio.get_running_loop().run_in_executor(self._loader, made):
+        replaced: list[Served] = []
+        for entry, before, light in await self._in_loader(made):
             if self._entries.get(light.name) is entry and entry.light is before:
+                replaced.append(entry.served)
                 entry.light = light
                 entry.full = _again(entry.full, light.groupings) if entry.full is not None else None
                 self.models[light.name] = entry.served
+        return replaced
 
     # memory
 
