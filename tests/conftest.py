@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from ranking_world import POINTWISE, RANKING_WORLD, make_ranking
 from small_world import DERIVED, WORLD, SmallWorld, make
 
 
@@ -19,6 +20,12 @@ def played_world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
     played = world.play()
     assert set(played.statuses) == {200}
     return world
+
+
+@pytest.fixture(scope="session")
+def ranking_world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
+    """A world with two models that rank, one of library trees and one with a user's Python; trained, never served. Not to be changed."""
+    return make_ranking(tmp_path_factory.mktemp("ranking") / "world", RANKING_WORLD + POINTWISE)
 
 
 @pytest.fixture

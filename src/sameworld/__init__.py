@@ -4,11 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sameworld.definitions.availability import at_event_time, daily, delay
-from sameworld.definitions.fallbacks import Constant, LastKnown, Rate, Rule, Smaller, Without
+from sameworld.definitions.fallbacks import Constant, LastKnown, Popular, Rate, Rule, Smaller, Without
 from sameworld.definitions.feature import derive, field
 from sameworld.definitions.label import Label
 from sameworld.definitions.model import Model, Service
 from sameworld.definitions.moments import Moments
+from sameworld.definitions.ranking import Ranking
 from sameworld.definitions.source import Source
 from sameworld.definitions.windows import ahead
 from sameworld.errors import SameworldError
@@ -27,6 +28,8 @@ __all__ = [
     "LastKnown",
     "Model",
     "Moments",
+    "Popular",
+    "Ranking",
     "Rate",
     "Rule",
     "SameworldError",

@@ -16,11 +16,12 @@ from sameworld.asof.request import feature_columns
 from sameworld.asof.rows import RESERVED
 from sameworld.asof.schema import Schema, family_of, kind_of, supported
 from sameworld.definitions.availability import AvailableColumn
-from sameworld.definitions.fallbacks import Fallback, LastKnown, Rate, Rule
+from sameworld.definitions.fallbacks import Fallback, LastKnown, Popular, Rate, Rule
 from sameworld.definitions.feature import Aggregate, Category, ClockPart, Derive, Feature, Field, Outcome
 from sameworld.definitions.label import Label
 from sameworld.definitions.model import unknown_name
 from sameworld.definitions.moments import Moments
+from sameworld.definitions.ranking import Ranking
 from sameworld.definitions.source import Source
 from sameworld.errors import DataError, DefinitionError, SameworldError, nearest
 
@@ -44,6 +45,7 @@ def check_model(
     request: Schema,
     *,
     fallbacks: Sequence[Fallback] = (),
+    ranking: Ranking | None = None,
 ) -> list[SameworldError]:
     """Give everything that is wrong when definitions meet their data; nothing when they fit.
 
@@ -54,6 +56,7 @@ def check_model(
         schemas: source content hash -> its columns, as the engine describes them.
         request: the moments' columns, the time of asking among them.
         fallbacks: the model's.
+        ranking: what of a request the model ranks, if anything.
     """
     aggregates = {
         name: plain for name, feature in features.items() if isinstance(plain := _plain(feature), Aggregate)
@@ -61,6 +64,9 @@ def check_model(
     places = {f"feature {name!r}": aggregate for name, aggregate in aggregates.items()}
     if label is not None:
         places["the label"] = label.aggregate
+    for fallback in fallbacks:
+        if isinstance(fallback, Popular):
+            places |= {f"fallback sw.Popular by {', '.join(of.keys)}": of for of in fallback.aggregates}
     sources = {aggregate.source.content: aggregate.source for aggregate in places.values()}
     problems: list[SameworldError] = []
     for content, source in sources.items():
@@ -83,7 +89,9 @@ def check_model(
     if label is not None:
         problems += _label(label, schemas[label.aggregate.source.content])
     for fallback in fallbacks:
-        problems += _fallback(fallback, features, moments, request)
+        problems += _fallback(fallback, features, moments, schemas, request)
+    if ranking is not None:
+        problems += _ranking(ranking, moments, request)
     return list({problem.text(): problem for problem in problems}.values())
 
 
@@ -91,6 +99,7 @@ def _fallback(
     fallback: Fallback,
     features: Mapping[str, Feature],
     moments: Moments,
+    schemas: Mapping[str, Schema],
     request: Schema,
 ) -> Iterator[SameworldError]:
     match fallback:
@@ -99,12 +108,46 @@ def _fallback(
         case LastKnown(by=fields):
             for field in fields or ():
                 yield from _field(f"fallback sw.LastKnown(by={field!r})", field, moments, request)
+        case Popular(of=of):
+            schema = schemas[of.source.content]
+            kind = None if of.column is None else schema.get(of.column, "")
+            if kind is None or _kind(kind, of.source) in AGGREGATIONS[of.operation].columns:
+                family = value_family(of.operation, None if kind is None else family_of(kind))
+                if family in ("text", "instant") or family.startswith("list of "):
+                    yield DefinitionError(
+                        f"sw.Popular counts {_NAMES.get(family, 'a list')}.",
+                        where=f"fallback sw.Popular, {of.operation}({of.column!r})",
+                        expected="a number or a boolean",
+                        do="count rows, or take the sum of a number.",
+                    )
         case Rule():
             name = f"sw.Rule({fallback.function.name})"
             rule = Derive(fallback.function, fallback.inputs)
             yield from _inputs(name, rule, features, moments, request)
         case _:
             pass
+
+
+def _ranking(ranking: Ranking, moments: Moments, request: Schema) -> Iterator[SameworldError]:
+    """Whether the fields of candidates and requests are there, and the list's name is no field's."""
+    for what, names in (("request", (ranking.request,)), ("key", (ranking.key,)), ("fields", ranking.fields)):
+        for name in names:
+            absent = list(_field(f"ranking {what}={name!r}", name, moments, request))
+            yield from absent
+            if not absent and what != "fields" and _request_family(request[name]) not in _KEYS:
+                yield DefinitionError(
+                    f"The ranking's {what} {name!r} cannot be a key.",
+                    where=f"ranking {what}={name!r}",
+                    expected=" or ".join(_NAMES[family] for family in _NAMES if family in _KEYS),
+                    found=request[name],
+                    do="cast it to an integer or to text in the moments.",
+                )
+    if ranking.candidates in request:
+        yield DefinitionError(
+            f"The list of candidates is called {ranking.candidates!r}, which is a column of the moments.",
+            where=f"ranking candidates={ranking.candidates!r}",
+            do="give the list another name.",
+        )
 
 
 def _kind(duckdb_type: str, source: Source) -> str:

@@ -71,6 +71,7 @@ def train(
 ) -> None:
     """Train MODEL (or the world's only one) and save its bundle."""
     from sameworld.definitions.moments import Moments  # noqa: PLC0415
+    from sameworld.training.fit import ALSO  # noqa: PLC0415
     from sameworld.training.fit import train as train_model  # noqa: PLC0415
     from sameworld.training.world_file import load_world  # noqa: PLC0415
 
@@ -95,8 +96,9 @@ def train(
         "scores": {
             name: {"value": s.value, "low": s.low, "high": s.high}
             for name, s in trained.scores.items()
-            if name != "log_loss"
+            if name not in ALSO
         },
+        "also": {name: trained.scores[name].value for name in ALSO if name in trained.scores},
         "rows": trained.rows,
         "seconds": trained.seconds,
     }
@@ -114,6 +116,8 @@ def train(
     for name, score in facts["scores"].items():
         table.add_row(name, f"{score['value']:.4f}", f"{score['low']:.4f} to {score['high']:.4f}")
     show.out.print(table)
+    if also := {name: value for name, value in facts["also"].items() if name != "log_loss"}:
+        show.out.print(f"model: {', '.join(f'{name} {value:.4f}' for name, value in also.items())}")
     rows = trained.rows
     show.out.print(
         f"learnt from {rows['fit']:,}, calibrated on {rows['calibration']:,}; left out: {rows['immature']:,} not mature yet, {rows['unlabelled']:,} without a label"

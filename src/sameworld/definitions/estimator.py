@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -39,6 +40,15 @@ class Estimator:
     def from_json(cls, data: Any) -> Estimator:
         """Give the estimator of a model that was read from a bundle, which holds the fitted one."""
         return cls(data["estimator"], data["parameters"], None)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it learns from requests as groups of rows, as LGBMRanker does."""
+        fit = getattr(self.unfitted, "fit", None)
+        try:
+            return fit is not None and "group" in inspect.signature(fit).parameters
+        except (TypeError, ValueError):  # it does not say what it takes
+            return False
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Estimator) and (self.kind, self.parameters) == (other.kind, other.parameters)

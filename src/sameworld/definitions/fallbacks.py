@@ -10,6 +10,7 @@ import msgspec
 
 from sameworld.definitions import durations
 from sameworld.definitions.estimator import Estimator
+from sameworld.definitions.feature import Aggregate
 from sameworld.definitions.functions import NamedFunction
 from sameworld.definitions.problems import report
 from sameworld.definitions.source import Source
@@ -139,8 +140,55 @@ class Rate(msgspec.Struct, frozen=True, tag="rate"):
     by: str | None = None
 
 
-Fallback = Without | Smaller | Rule | LastKnown | Rate | Constant
-KINDS = "sw.Without, sw.Smaller, sw.Rule, sw.LastKnown, sw.Rate or sw.Constant"
+class _Counted(msgspec.Struct, frozen=True):
+    of: Aggregate
+
+
+class Popular(_Counted, frozen=True, kw_only=True, tag="popular"):
+    """Rank candidates by how popular they were at the time of training; of a ranking model only.
+
+    A table in the bundle has the candidates of the moments up to that time. What is not in it comes after what is.
+
+    Args:
+        of: what counts as popular, by the candidate's key, for example `clicks.by("item_id").count(over="7d")`.
+        by: a field that is a column of the source, too: candidates are as popular as among its rows with the request's value, overall where that is unseen.
+        top: how many candidates are kept, overall and for every value of `by`.
+    """
+
+    by: str | None = None
+    top: int = 1000
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.of, Aggregate):  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not all checked
+            report(
+                DefinitionError(
+                    "sw.Popular needs something to count.",
+                    expected="an aggregate by the candidate's key over one window",
+                    found=repr(self.of)[:80],
+                    do="write for example sw.Popular(clicks.by('item_id').count(over='7d')).",
+                )
+            )
+        elif len(self.of.windows) != 1 or self.of.windows[0].ahead:
+            report(
+                DefinitionError(
+                    "sw.Popular counts over one window that ends at the time of training.",
+                    found=", ".join(window.label for window in self.of.windows),
+                    do="give one duration in over=.",
+                )
+            )
+        if self.top < 1:
+            report(DefinitionError(f"sw.Popular(top={self.top}) keeps no candidate.", do="give at least 1."))
+
+    @property
+    def aggregates(self) -> tuple[Aggregate, ...]:
+        """What is counted: overall, and for every value of `by`."""
+        if self.by is None:
+            return (self.of,)
+        return self.of, msgspec.structs.replace(self.of, keys=(*self.of.keys, self.by))
+
+
+Fallback = Without | Smaller | Rule | LastKnown | Popular | Rate | Constant
+KINDS = "sw.Without, sw.Smaller, sw.Rule, sw.LastKnown, sw.Popular, sw.Rate or sw.Constant"
 
 
 def tier_name(number: int, fallback: Fallback) -> str:
@@ -154,6 +202,8 @@ def tier_name(number: int, fallback: Fallback) -> str:
             kind = "rule"
         case LastKnown():
             kind = "last_known"
+        case Popular():
+            kind = "popular"
         case Rate():
             kind = "rate"
         case Constant():

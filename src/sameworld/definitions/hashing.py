@@ -6,7 +6,13 @@ import hashlib
 import json
 from typing import Any
 
-_LATER: dict[str, Any] = {"corrections_within": None, "served": False, "fresh_within": None, "stale": None}
+_LATER: dict[str, Any] = {
+    "corrections_within": None,
+    "served": False,
+    "fresh_within": None,
+    "stale": None,
+    "ranking": None,
+}
 
 
 def as_first_hashed(data: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,17 @@ import msgspec
 
 from sameworld.definitions import durations
 from sameworld.definitions.estimator import Estimator
-from sameworld.definitions.fallbacks import KINDS, Fallback, Smaller, Without, with_functions
+from sameworld.definitions.fallbacks import (
+    KINDS,
+    Constant,
+    Fallback,
+    LastKnown,
+    Popular,
+    Rate,
+    Smaller,
+    Without,
+    with_functions,
+)
 from sameworld.definitions.feature import Aggregate, Category, Derive, Feature, Field
 from sameworld.definitions.functions import NamedFunction
 from sameworld.definitions.hashing import as_first_hashed, content_hash
@@ -17,6 +27,7 @@ from sameworld.definitions.label import Label
 from sameworld.definitions.moments import Moments
 from sameworld.definitions.parts import aggregate_columns, features_seen
 from sameworld.definitions.problems import report
+from sameworld.definitions.ranking import Ranking
 from sameworld.definitions.source import Source
 from sameworld.definitions.where_defined import caller
 from sameworld.errors import DefinitionError, nearest
@@ -66,6 +77,7 @@ class Model(_Named, frozen=True, kw_only=True):
         calibration: how scores become probabilities, on a slice of time after the training slice.
         fallbacks: what to answer, in this order, when the model cannot.
         service: the service level.
+        ranking: what of a request is ranked; None for a model that gives one value a request.
     """
 
     moments: Moments
@@ -75,6 +87,7 @@ class Model(_Named, frozen=True, kw_only=True):
     calibration: Literal["isotonic"] | None = "isotonic"
     fallbacks: tuple[Fallback, ...] = ()
     service: Service = Service()
+    ranking: Ranking | None = None
 
     def __post_init__(self) -> None:
         where = f"model {self.name!r} {caller()}".strip()
@@ -118,6 +131,16 @@ class Model(_Named, frozen=True, kw_only=True):
                 )
             else:
                 self._check_fallback(fallback, where)
+                self._check_ranked(fallback, where)
+        if self.ranking is None and self.estimator.ranks:
+            report(
+                DefinitionError(
+                    f"The estimator of model {self.name!r} ranks, and nothing says what.",
+                    where=where,
+                    found=self.estimator.kind,
+                    do='add ranking=sw.Ranking("items", key="item_id", request="request_id").',
+                )
+            )
         self._check_staleness(where)
         if len({source.name for source in self.sources}) != len({source.content for source in self.sources}):
             report(
@@ -193,6 +216,54 @@ class Model(_Named, frozen=True, kw_only=True):
                 )
             )
 
+    def _check_ranked(self, fallback: Fallback, where: str) -> None:
+        """Whether a fallback can tell one candidate from another."""
+        what = f"sw.{type(fallback).__name__}"
+        if self.ranking is None:
+            if isinstance(fallback, Popular):
+                report(
+                    DefinitionError(
+                        f"sw.Popular ranks candidates, and model {self.name!r} has none.",
+                        where=where,
+                        do="add ranking=sw.Ranking(...), or use sw.Rate.",
+                    )
+                )
+            return
+        match fallback:
+            case Popular(of=Aggregate() as of, by=by) if (
+                of.keys != (self.ranking.key,) or by == self.ranking.key
+            ):
+                report(
+                    DefinitionError(
+                        f"sw.Popular of model {self.name!r} does not count by what names a candidate.",
+                        where=where,
+                        expected=f"an aggregate by({self.ranking.key!r}), and another field or nothing in by=",
+                        found=f"by({', '.join(map(repr, of.keys))}){f', by={by!r}' if by else ''}",
+                        do="correct the keys.",
+                    )
+                )
+            case Rate(by=by) if by not in self.ranking.of_candidate:
+                report(
+                    DefinitionError(
+                        f"sw.Rate of model {self.name!r} says the same of every candidate.",
+                        where=where,
+                        expected=f"by= a field of a candidate: {', '.join(map(repr, self.ranking.of_candidate))}",
+                        found=f"by={by!r}",
+                        do="name one of them.",
+                    )
+                )
+            case Constant() | LastKnown():
+                report(
+                    DefinitionError(
+                        f"{what} of model {self.name!r} ranks nothing.",
+                        where=where,
+                        expected="sw.Without, sw.Smaller, sw.Rule, sw.Popular or sw.Rate by a field of a candidate",
+                        do="leave it out: when all fallbacks fail, candidates keep the order in which they came.",
+                    )
+                )
+            case _:
+                pass
+
     def _check_staleness(self, where: str) -> None:
         """A column is read once, whichever features show it: they must agree on what happens when its source is stale."""
         said: dict[str, tuple[str, Any]] = {}
@@ -220,7 +291,14 @@ class Model(_Named, frozen=True, kw_only=True):
     @property
     def output(self) -> Output:
         """The shape of an answer."""
+        if self.ranking is not None:
+            return "ranking"
         return "probability" if self.label.binary else "number"
+
+    @property
+    def probability(self) -> bool:
+        """Whether an estimator that gives probabilities is asked for the second class's: of a request, or of each of its candidates."""
+        return self.label.binary
 
     @property
     def content(self) -> str:

@@ -55,12 +55,14 @@ class MomentTable:
         fields: one column a request field.
         as_of: shape (moments,), microseconds: rows readable before it count; None where that is `at`.
         served: feature column -> what a prediction log says was served; None where features are to be computed.
+        answer: shape (moments,), which answer of a prediction log each candidate is of, -1 for one that is of a table; None where none is of a log.
     """
 
     at: NDArray[np.int64]
     fields: pa.Table
     as_of: NDArray[np.int64] | None = None
     served: Mapping[str, pa.Array] | None = None
+    answer: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)

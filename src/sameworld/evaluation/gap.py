@@ -34,8 +34,10 @@ from sameworld.evaluation.report_data import (
 from sameworld.stores.history import served_rows
 from sameworld.stores.prediction_log import Prediction, predictions
 from sameworld.training.bundle import Bundle
-from sameworld.training.metrics import Score, paired_roc_auc_difference, roc_auc, root_mean_squared_error
+from sameworld.training.fitted import said_by
+from sameworld.training.metrics import Score, paired_roc_auc_difference
 from sameworld.training.moments import MomentTable
+from sameworld.training.ranking_metrics import metric_of
 from sameworld.training.training_set import label_at, sources_of
 
 Say = Callable[[str], None]
@@ -132,7 +134,9 @@ def measure(
     for _, prediction in predictions(state):
         if prediction is not None:
             # An answer that was asked for again after a broken connection counts once: the one that came last.
-            logged.setdefault(prediction.version, {})[prediction.t, repr(prediction.request)] = prediction
+            asked = prediction.ranked and prediction.ranked.candidates
+            key = prediction.t, repr(prediction.request), repr(asked)
+            logged.setdefault(prediction.version, {})[key] = prediction
     known = as_of if as_of is not None else time.time_ns() // 1000
     answered = [bundle for bundle in bundles if bundle.address in logged]
     if not answered:
@@ -141,18 +145,17 @@ def measure(
             where=str(state),
             do="serve them first, or name others with --bundle.",
         )
-    metric, score = (
-        ("roc_auc", roc_auc) if model.output == "probability" else ("rmse", root_mean_squared_error)
-    )
     seen: dict[tuple[str, World], dict[str, pa.Array]] = {}
     worlds: list[WorldGap] = []
     shown: list[WorldScore] = []
     moments = MomentTable(np.zeros(0, np.int64), pa.table({}))
     where: dict[str, Rows] = {}
     label = np.zeros(0)
+    metric, score = metric_of(model)
     mature = np.zeros(0, np.bool_)
     for bundle in answered:
-        rows = [prediction for _, prediction in sorted(logged[bundle.address].items())]
+        answers = [prediction for _, prediction in sorted(logged[bundle.address].items())]
+        rows = [row for answer in answers for row in answer.rows()]
         own = _moments(bundle, rows)
         if label.size == 0 or not (np.array_equal(own.at, moments.at) and own.fields.equals(moments.fields)):
             moments, seen = own, {}
@@ -175,13 +178,15 @@ def measure(
         world: World = "event_time" if bundle.description.world == "event_time" else "as_of"
         say(f"what {bundle.model.name} claims in the world {world}")
         columns = seen.setdefault((bundle.model.content, world), _features(bundle, engine, own, world, where))
-        claimed = bundle.scores(columns)[mature]
-        delivered = np.array([p.value for p in rows], np.float64)[mature]
-        tiers = Counter(p.tier for p in rows)
+        claimed = said_by(bundle.model, bundle.scorer, columns)[mature]
+        delivered = np.array([delivered for answer in answers for delivered in _delivered(answer)])[mature]
+        tiers = Counter(answer.tier for answer in answers)
         truth = label[mature]
-        shares = {tier: count / len(rows) for tier, count in tiers.most_common()}
+        requests = None if model.ranking is None else _requests(answers)[mature]
+        metric, score = metric_of(model, requests)
+        shares = {tier: count / len(answers) for tier, count in tiers.most_common()}
         worlds.append(WorldGap(world, score(truth, claimed), score(truth, delivered), shares))
-        shown.append(_shown(worlds[-1], metric, own.at[mature], truth, claimed, delivered))
+        shown.append(_shown(worlds[-1], model, requests, own.at[mature], truth, claimed, delivered))
     leaks: list[LeakedFeature] = []
     by_world = {bundle.description.world: bundle for bundle in answered}
     if "event_time" in by_world:
@@ -201,9 +206,19 @@ def measure(
         period=f"{np.datetime64(int(moments.at.min()), 'us').astype('datetime64[D]')} to {np.datetime64(int(moments.at.max()), 'us').astype('datetime64[D]')}",
         baselines=_baselines(first, moments, label, mature, score),
         leaks=leaks,
-        higher_is_better=metric == "roc_auc",
+        higher_is_better=metric != "rmse",
     )
     return Gap(model.name, metric, int(mature.sum()), worlds, report)
+
+
+def _delivered(answer: Prediction) -> list[float]:
+    """Give what an answer said; of a ranking the order of its candidates, the higher the earlier."""
+    return [answer.value] if answer.ranked is None else [-float(rank) for rank in answer.ranked.ranks]
+
+
+def _requests(answers: Sequence[Prediction]) -> NDArray[np.int64]:
+    counts = [len(answer.ranked.ranks) if answer.ranked is not None else 1 for answer in answers]
+    return np.repeat(np.arange(len(counts)), counts)
 
 
 def _moments(bundle: Bundle, rows: Sequence[Prediction]) -> MomentTable:
@@ -237,16 +252,27 @@ def _features(
 
 
 def _shown(
-    gap: WorldGap, metric: str, at: NDArray[np.int64], label: Numbers, claimed: Numbers, delivered: Numbers
+    gap: WorldGap,
+    model: Model,
+    requests: NDArray[np.int64] | None,
+    at: NDArray[np.int64],
+    label: Numbers,
+    claimed: Numbers,
+    delivered: Numbers,
 ) -> WorldScore:
-    score = roc_auc if metric == "roc_auc" else root_mean_squared_error
+    metric, _ = metric_of(model, requests)
+
+    def score(chosen: NDArray[np.bool_], predicted: Numbers) -> float | None:
+        _, scored = metric_of(model, None if requests is None else requests[chosen])
+        return _finite(scored(label[chosen], predicted[chosen]).value)
+
     months = at.astype("datetime64[us]").astype("datetime64[M]")
     by_month = [
         MonthScore(
             str(month),
             int(chosen.sum()),
-            _finite(score(label[chosen], claimed[chosen]).value),
-            _finite(score(label[chosen], delivered[chosen]).value),
+            score(chosen, claimed),
+            score(chosen, delivered),
         )
         for month in np.unique(months)
         for chosen in [months == month]

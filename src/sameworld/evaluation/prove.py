@@ -78,7 +78,7 @@ class Proof:
     """What a proof found.
 
     Args:
-        vectors: logged vectors recomputed.
+        vectors: logged vectors recomputed; of a ranking one a candidate.
         values: cells compared: those that the tier saw.
         different: cells that differ, and records that are damaged.
         without_vector: answers from a fallback, which used no vector; by reason in `defaults`.
@@ -162,7 +162,10 @@ def prove(
             proof.without_vector += 1
             proof.defaults[prediction.reason] += 1
         else:
-            by_version.setdefault(prediction.version, []).append((where, prediction))
+            rows = by_version.setdefault(prediction.version, [])
+            rows += (
+                (_candidate(where, prediction, number), row) for number, row in enumerate(prediction.rows())
+            )
     functions = functions_in(models.values())
     done: list[tuple[_Version, dict[str, pa.Array]]] = []
     for version, logged in by_version.items():
@@ -179,6 +182,10 @@ def prove(
         done.append((asked, dict(columns)))
         asked.compare(dict(columns))
     return proof
+
+
+def _candidate(where: str, prediction: Prediction, number: int) -> str:
+    return where if prediction.ranked is None else f"{where}, candidate {number}"
 
 
 class _Version:

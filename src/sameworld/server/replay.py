@@ -12,8 +12,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from sameworld.definitions.ranking import Ranking
 from sameworld.definitions.source import Source
 from sameworld.server.client import Client, Response
+from sameworld.training.candidates import requests_of
 from sameworld.training.moments import MomentTable
 
 _encode = msgspec.json.Encoder().encode
@@ -62,6 +64,7 @@ async def replay(
     feeds: Sequence[Feed],
     *,
     together: Sequence[str] = (),
+    ranking: Ranking | None = None,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> Played:
     """Interleave events and requests in the order of time.
@@ -74,12 +77,13 @@ async def replay(
         moments: when, with which fields.
         feeds: the sources' events.
         together: models that are asked too, about all moments of an instant in one request.
+        ranking: of the models, where they rank: the moments of one request are asked as one, and count as one.
         progress: told (moments done, moments in all).
     """
     played = Played(answers={model: [] for model in (*models, *together)})
-    requests = _requests(moments)
-    order = np.argsort(moments.at, kind="stable")
-    instants, starts = np.unique(moments.at[order], return_index=True)
+    at, requests = _requests(moments, ranking)
+    order = np.argsort(at, kind="stable")
+    instants, starts = np.unique(at[order], return_index=True)
     ends = np.append(starts[1:], order.size)
     sent = dict.fromkeys(range(len(feeds)), 0)
     for t, start, end in zip(instants.tolist(), starts.tolist(), ends.tolist(), strict=True):
@@ -135,13 +139,22 @@ def _note(played: Played, model: str, group: Sequence[int], response: Response) 
             played.answers[model].append((number, answer["value"], answer["tier"], answer["logged"]))
 
 
-def _requests(moments: MomentTable) -> list[bytes]:
-    """Give the JSON of each moment's request."""
+def _requests(moments: MomentTable, ranking: Ranking | None) -> tuple[NDArray[np.int64], list[bytes]]:
+    """Give the time and the JSON of each request."""
     columns: Mapping[str, list[Any]] = {
         name: moments.fields[name].to_pylist() for name in moments.fields.column_names
     }
     names = list(columns)
-    return [_encode(dict(zip(names, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    if ranking is None:
+        return moments.at, [_encode(row) for row in rows]
+    numbers = requests_of(ranking, moments)
+    requests: dict[int, dict[str, Any]] = {}
+    for number, row in zip(numbers.tolist(), rows, strict=True):
+        candidate = {name: row.pop(name) for name in ranking.of_candidate}
+        requests.setdefault(number, {**row, ranking.candidates: []})[ranking.candidates].append(candidate)
+    _, first = np.unique(numbers, return_index=True)
+    return moments.at[first], [_encode(requests[number]) for number in range(len(requests))]
 
 
 def _body(requests: Sequence[bytes], group: Sequence[int], t: int) -> bytes:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sameworld.errors import LogError
 from sameworld.stores.prediction_log import all_segments, by_version, part_table, raw, records
 
-_COUNTED = ("model", "version", "tier", "asked_at")
+_COUNTED = ("model", "version", "tier", "asked_at", "candidate")
 
 
 @dataclass
@@ -91,6 +92,8 @@ def contents(state: Path) -> Contents:
                 continue
             if part is not None and part.num_rows:
                 model, version = (part[name][0].as_py() for name in ("model", "version"))
+                if "candidate" in part.column_names:  # one row an answer
+                    part = part.filter(pc.equal(pc.fill_null(part["candidate"], 0), 0))
                 at = part["asked_at"].cast(pa.int64()).to_numpy()
                 count(model, version, part["tier"].to_pylist(), at).bytes += path.stat().st_size
     folders = {segment.raw_folder(state) for segment in raw(state)}

@@ -24,13 +24,14 @@ import pyarrow.ipc
 from numpy.typing import NDArray
 
 from sameworld.asof.schema import type_named
-from sameworld.definitions.fallbacks import Constant, Rate
+from sameworld.definitions.fallbacks import Constant, Popular, Rate
 from sameworld.definitions.functions import NamedFunction
 from sameworld.definitions.model import Model, model_from_json
 from sameworld.errors import BundleError
 from sameworld.training.encoding import ColumnEncoding, matrix
 from sameworld.training.environment import environment
 from sameworld.training.fitted import How, Scorer, parts_of
+from sameworld.training.popular import PopularTable
 from sameworld.training.world_file import functions_in
 
 
@@ -76,6 +77,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str]
     parts: list[How | None] = []
     also: list[Any] = []
+    popular: list[PopularTable | None] = []
 
 
 class Bundle:
@@ -106,7 +108,7 @@ class Bundle:
             description.encodings,
             description.calibration,
             description.fixed_shape,
-            model.output == "probability",
+            model.probability,
             estimator,
         )
         others = others or [None] * len(model.fallbacks)
@@ -132,7 +134,7 @@ class Bundle:
         return self.scorer.scores_of(rows)
 
     def fallback(self, tier: int, fields: Mapping[str, Any]) -> float:
-        """Give what fallback number `tier` (0 is the first) answers to a request; a ValueError when it needs more than the request's fields."""
+        """Give what fallback number `tier` (0 is the first) answers to a request, or says of one candidate; a ValueError when it needs more than their fields."""
         chosen = self.model.fallbacks[tier]
         match chosen:
             case Constant(value):
@@ -140,6 +142,10 @@ class Bundle:
             case Rate(by):
                 table = next(table for table in self.description.rates if table.by == by)
                 return table.answer(fields.get(by) if by else None)
+            case Popular(of, by=by):
+                popular = self.description.popular[tier]
+                assert popular is not None
+                return popular.answer(fields.get(of.keys[0]), fields.get(by) if by else None)
             case _:
                 raise ValueError(f"{chosen!r} needs more than a request's fields")
 

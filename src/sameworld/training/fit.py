@@ -20,7 +20,7 @@ from sklearn.isotonic import IsotonicRegression
 from sameworld.asof.request import call_derived
 from sameworld.asof.values import nearest_floats
 from sameworld.definitions.estimator import Estimator
-from sameworld.definitions.fallbacks import Rate, Rule, Smaller, Without, tier_name
+from sameworld.definitions.fallbacks import Popular, Rate, Rule, Smaller, Without, tier_name
 from sameworld.definitions.feature import Category, Derive, Field
 from sameworld.definitions.model import Model, as_json
 from sameworld.definitions.moments import Moments
@@ -38,11 +38,14 @@ from sameworld.training.bundle import (
     answer_column,
     environment,
 )
+from sameworld.training.candidates import requests_of
 from sameworld.training.encoding import ColumnEncoding, learn, matrix
-from sameworld.training.fitted import How, is_native, raw_scores
+from sameworld.training.fitted import How, is_native, raw_scores, said_by
 from sameworld.training.joined import joined
-from sameworld.training.metrics import Score, log_loss, roc_auc, root_mean_squared_error
+from sameworld.training.metrics import Score, log_loss, roc_auc
 from sameworld.training.moments import read_moments
+from sameworld.training.popular import PopularTable, popular_table, popularity
+from sameworld.training.ranking_metrics import mean_reciprocal_rank, metric_of
 from sameworld.training.row_independence import check_row_independence
 from sameworld.training.training_set import Say, TrainingSet, planned, silent
 
@@ -51,6 +54,8 @@ _SELFTEST_ROWS = 64
 _LATEST_SHARE = 0.85
 _BATCH_SIZES = (3, 8, 17, 64, 500)
 _COMPARED_ROWS = 500
+ALSO = ("log_loss", "mrr", "roc_auc")
+"""Scores of the model by other metrics than the one that is compared."""
 Booleans = NDArray[np.bool_]
 
 
@@ -60,8 +65,9 @@ class Trained:
 
     Args:
         bundle: saved already.
-        metric: "roc_auc" or "rmse".
-        scores: "model", "constant" and "rate" (where there is a field to rate by) -> score on the moments after `until`.
+        metric: "roc_auc" or "rmse"; "ndcg@10" of a ranking.
+        scores: "model", "constant" and "rate" (where there is a field to rate by) -> score on the moments after `until`. Beside them the model's by other
+            metrics, see `ALSO`. A constant ranks candidates in any order.
         rows: slice -> number of moments: fit, calibration, test, immature (their label was not known yet), unlabelled.
         seconds: stage -> wall-clock time.
     """
@@ -118,6 +124,7 @@ def train(
             world=world,
             as_of=as_of,
             fallbacks=model.fallbacks,
+            ranking=model.ranking,
         )
         for moments in (model.moments, *also)
     ]
@@ -128,8 +135,18 @@ def train(
     for plan, moments in zip(plans, read, strict=True):
         say(plan.summary(moments.at.size))
     data = joined([plan.at(moments, until) for plan, moments in zip(plans, read, strict=True)])
+    popular = [
+        popular_table(
+            fallback, data.moments, until or 0, engine=engine, schemas=data.schemas, rows=plans[0].rows
+        )
+        if isinstance(fallback, Popular)
+        else None
+        for fallback in model.fallbacks
+    ]
     seconds["training set"] = time.perf_counter() - clock
-    return fit(model, data, registry=registry, world=world, also=also, say=say, seconds=seconds)
+    return fit(
+        model, data, registry=registry, world=world, also=also, popular=popular, say=say, seconds=seconds
+    )
 
 
 def fit(
@@ -139,16 +156,23 @@ def fit(
     registry: Registry,
     world: World,
     also: Sequence[Moments] = (),
+    popular: Sequence[PopularTable | None] = (),
     say: Say = silent,
     seconds: dict[str, float] | None = None,
 ) -> Trained:
-    """Train from a training set that was computed with `until`; see `train`."""
+    """Train from a training set that was computed with `until`; see `train`.
+
+    Args:
+        popular: one a fallback, None for one that is no `sw.Popular`.
+    """
     seconds = {} if seconds is None else seconds
     clock = time.perf_counter()
     at = data.moments.at
     until = data.until
     if at.size == 0 or until is None:
         raise TrainingError("There are no moments to learn from.", do="check the moments' table.")
+    ranking = model.ranking
+    requests = None if ranking is None else requests_of(ranking, data.moments, data.table)
     learnable, calibrating, testing, rows = _slices(model, data, until)
     # What is learnt from is what was known at the time of training; what came out later is for the score.
     label, label_then = _numbers(data.label), _numbers(data.label_then)
@@ -156,7 +180,7 @@ def fit(
     encoded = matrix(encodings, data.features)
     check_row_independence(model.features, data, np.flatnonzero(learnable)[:200])
     say(f"fitting on {rows['fit']:,} moments, calibrating on {rows['calibration']:,} ({world})")
-    slices = _Slices(encodings, encoded, label_then, learnable, calibrating)
+    slices = _Slices(encodings, encoded, label_then, learnable, calibrating, requests)
     own = _fitted(model, model.estimator, list(model.features), slices)
     parts, others = _parts(model, data, slices, say)
     seconds["fit and calibrate"] = time.perf_counter() - clock
@@ -183,9 +207,10 @@ def fit(
         environment=environment(),
         parts=parts,
         also=[as_json(moments) for moments in also],
+        popular=list(popular),
     )
     bundle = Bundle(description, model, own.estimator, others=others)
-    metric, scores = _scores(model, bundle, data, label, encoded, testing)
+    metric, scores = _scores(model, bundle, data, label, encoded, testing, requests)
     chosen = np.unique(np.linspace(0, at.size - 1, _SELFTEST_ROWS).astype(np.int64))
     selftest = pa.table({name: column.take(pa.array(chosen)) for name, column in data.features.items()})
     for number, scorer in bundle.scorers:
@@ -228,7 +253,7 @@ def _slices(
     for number in np.unique(tables[usable]):
         own = tables == number
         border[own] = np.quantile(at[usable & own], 1 - _CALIBRATION_SHARE, method="lower")
-    calibrated = model.calibration is not None and model.output == "probability"
+    calibrated = model.calibration is not None and model.probability
     # What the first slice learns from had matured when the calibration slice began, as it will have in production.
     learnable = usable & (at + takes < border) if calibrated else usable
     calibrating = usable & (at >= border) if calibrated else np.zeros_like(usable)
@@ -242,7 +267,7 @@ def _slices(
         "immature": int((~known & (at < until)).sum()),
         "unlabelled": int((known & ~labelled_then).sum()),
     }
-    if model.output == "probability" and np.unique(_numbers(data.label_then)[learnable]).size < 2:
+    if model.probability and np.unique(_numbers(data.label_then)[learnable]).size < 2:
         raise TrainingError(
             f"All {rows['fit']:,} examples of model {model.name!r} have the same label.",
             where="label",
@@ -265,6 +290,7 @@ class _Slices:
     label: NDArray[np.float64]
     learnable: Booleans
     calibrating: Booleans
+    requests: NDArray[np.int64] | None
 
 
 @dataclass(frozen=True)
@@ -281,7 +307,8 @@ def _fitted(model: Model, estimator: Estimator, features: Collection[str], slice
     rows = slices.encoded[:, places]
     learnt = rows[slices.learnable]
     categorical = [place for place, encoding in enumerate(encodings) if encoding.categories is not None]
-    fitted = _fit(model, estimator, learnt, slices.label[slices.learnable], categorical)
+    requests = None if slices.requests is None else slices.requests[slices.learnable]
+    fitted = _fit(model, estimator, learnt, slices.label[slices.learnable], categorical, requests)
     calibration = _calibrate(model, fitted, rows[slices.calibrating], slices.label[slices.calibrating])
     fixed_shape = not isinstance(fitted, lightgbm.Booster) and _depends_on_neighbours(
         model, fitted, learnt[:200]
@@ -332,6 +359,7 @@ def _fit(
     rows: NDArray[np.float64],
     label: NDArray[np.float64],
     categorical: list[int],
+    requests: NDArray[np.int64] | None,
 ) -> Any:
     unfitted = definition.unfitted
     if not hasattr(unfitted, "fit"):
@@ -340,18 +368,23 @@ def _fit(
             do="train from the world file.",
         )
     estimator = copy.deepcopy(unfitted)
-    target = label.astype(np.int64) if model.output == "probability" else label
+    target = label.astype(np.int64) if model.probability else label
+    groups: dict[str, Any] = {}
+    if requests is not None and definition.ranks:
+        order = np.argsort(requests, kind="stable")
+        rows, target = rows[order], target[order]
+        groups["group"] = np.unique(requests, return_counts=True)[1]
     if isinstance(estimator, lightgbm.LGBMModel):
         given = estimator.get_params()
         # Quiet, and the same model from the same rows whatever the number of cores.
         own = {"verbosity": -1, "deterministic": True, "force_row_wise": True}
         estimator.set_params(**{name: value for name, value in own.items() if given.get(name) is None})
-        estimator.fit(rows, target, categorical_feature=categorical)
+        estimator.fit(rows, target, categorical_feature=categorical, **groups)
         return lightgbm.Booster(model_str=estimator.booster_.model_to_string())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            estimator.fit(rows, target)
+            estimator.fit(rows, target, **groups)
     except ValueError as error:
         raise TrainingError(
             f"The estimator of model {model.name!r} cannot learn from its features.",
@@ -366,7 +399,7 @@ def _calibrate(
     model: Model, estimator: Any, rows: NDArray[np.float64], label: NDArray[np.float64]
 ) -> tuple[list[float], list[float]] | None:
     """Fit an isotonic step from raw scores to probabilities on the later slice."""
-    if model.calibration is None or model.output != "probability" or rows.shape[0] == 0:
+    if model.calibration is None or not model.probability or rows.shape[0] == 0:
         return None
     raw = raw_scores(estimator, rows, probability=True)
     isotonic = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(raw, label)
@@ -418,14 +451,15 @@ def _scores(
     label: NDArray[np.float64],
     encoded: NDArray[np.float64],
     testing: Booleans,
+    requests: NDArray[np.int64] | None,
 ) -> tuple[str, dict[str, Score]]:
-    metric, score = (
-        ("roc_auc", roc_auc) if model.output == "probability" else ("rmse", root_mean_squared_error)
-    )
+    metric, score = metric_of(model, None if requests is None else requests[testing])
     truth = label[testing]
     if truth.size == 0:
         return metric, {}
-    scores = {"model": score(truth, bundle.scores_of(encoded[testing]))}
+    given = bundle.scores_of(encoded[testing])
+    said = given if requests is None else bundle.scorer.raw_of(encoded[testing])
+    scores = {"model": score(truth, said)}
     tables = bundle.description.rates
     overall = tables[0].overall if tables else float(np.nanmean(label[~testing]))
     scores["constant"] = score(truth, np.full(truth.shape, overall))
@@ -437,9 +471,13 @@ def _scores(
         name: score(truth, predicted)
         for name, predicted in _of_fallbacks(model, bundle, data, testing, overall)
     }
-    if model.output == "probability":
-        loss = log_loss(truth, bundle.scores_of(encoded[testing]))
+    if model.probability:
+        loss = log_loss(truth, given)
         scores["log_loss"] = Score(loss, loss, loss)
+    if requests is not None:
+        scores["mrr"] = mean_reciprocal_rank(truth, said, requests[testing])
+        if model.probability:
+            scores["roc_auc"] = roc_auc(truth, said)
     return metric, {name: s for name, s in scores.items() if np.isfinite(s.value)}
 
 
@@ -450,12 +488,14 @@ def _of_fallbacks(
     chosen = pa.array(testing)
     columns = {name: column.filter(chosen) for name, column in data.features.items()}
     for number, (fallback, part) in enumerate(zip(model.fallbacks, bundle.parts, strict=True)):
+        if isinstance(fallback, Popular) and (table := bundle.description.popular[number]) is not None:
+            yield tier_name(number, fallback), popularity(fallback, table, data.moments.fields.filter(chosen))
         if part is None:
             continue
         seen = columns
         if isinstance(fallback, Rule):
             seen = {RULE: _rule_column(fallback, data).filter(chosen)}
-        predicted = part.scorer.scores(seen)
+        predicted = said_by(model, part.scorer, seen)
         yield tier_name(number, fallback), np.where(np.isnan(predicted), otherwise, predicted)
         if isinstance(fallback, Without) and not any(
             isinstance(plain(feature), Derive) for feature in model.features.values()
@@ -465,7 +505,7 @@ def _of_fallbacks(
                 name: column if name in kept else pa.nulls(len(column), column.type)
                 for name, column in columns.items()
             }
-            yield f"model_with_nulls_for_{'_and_'.join(fallback.names)}", bundle.scores(gone)
+            yield f"model_with_nulls_for_{'_and_'.join(fallback.names)}", said_by(model, bundle.scorer, gone)
 
 
 def _depends_on_neighbours(model: Model, estimator: Any, rows: NDArray[np.float64]) -> bool:
@@ -477,7 +517,7 @@ def _depends_on_neighbours(model: Model, estimator: Any, rows: NDArray[np.float6
     last = estimator[-1] if hasattr(estimator, "steps") else estimator
     if hasattr(last, "coef_") or hasattr(last, "coefs_"):
         return True
-    probability = model.output == "probability"
+    probability = model.probability
     random = np.random.default_rng(0)
     mixed = random.permuted(np.repeat(rows, 1 + _COMPARED_ROWS // max(rows.shape[0], 1), axis=0), axis=0)
     rows = np.concatenate([rows, mixed])[:_COMPARED_ROWS]

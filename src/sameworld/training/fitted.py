@@ -62,10 +62,16 @@ class Scorer:
 
     def scores_of(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Give the calibrated answer for every row of an encoded matrix, shape (rows,)."""
+        return self.calibrated(self.raw_of(rows))
+
+    def raw_of(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Give what the estimator says of every row of an encoded matrix, shape (rows,): what candidates are ranked by, since calibration makes some of it equal."""
         if self.fixed_shape and rows.shape[0] > 1:
-            raw = np.concatenate([self._raw(rows[i : i + 1]) for i in range(rows.shape[0])])
-        else:
-            raw = self._raw(rows)
+            return np.concatenate([self._raw(rows[i : i + 1]) for i in range(rows.shape[0])])
+        return self._raw(rows)
+
+    def calibrated(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Give the answers that the estimator's own mean, shape (rows,)."""
         return raw if self.calibration is None else np.interp(raw, *self.calibration)
 
     def _raw(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -111,7 +117,7 @@ def parts_of(
         estimators: one a fallback; None where there is none, or it was left where it is.
     """
     named = {encoding.name: encoding for encoding in encodings}
-    probability = model.output == "probability"
+    probability = model.probability
     parts: list[Part | None] = []
     for fallback, how, estimator in zip(
         model.fallbacks, hows or [None] * len(model.fallbacks), estimators, strict=True
@@ -144,3 +150,12 @@ def raw_scores(estimator: Any, rows: NDArray[np.float64], *, probability: bool) 
     if probability and hasattr(estimator, "predict_proba"):
         return np.asarray(estimator.predict_proba(rows), np.float64)[:, 1]
     return np.asarray(estimator.predict(rows), np.float64)
+
+
+def said_by(
+    model: Model, scorer: Scorer | RuleScorer, columns: Mapping[str, pa.Array]
+) -> NDArray[np.float64]:
+    """Give what answers, or what candidates are ranked by: the estimator's own word, since calibration makes some of it equal."""
+    if model.ranking is None or isinstance(scorer, RuleScorer):
+        return scorer.scores(columns)
+    return scorer.raw_of(matrix(scorer.encodings, columns))

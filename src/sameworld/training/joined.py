@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from sameworld.errors import DataError
 from sameworld.training.moments import MomentTable
@@ -29,7 +30,7 @@ def joined(sets: Sequence[TrainingSet]) -> TrainingSet:
     at = np.concatenate([other.moments.at for other in sets])
     return replace(
         first,
-        moments=MomentTable(at, pa.concat_tables(fields)),
+        moments=MomentTable(at, pa.concat_tables(fields), answer=_answers(sets)),
         features={
             name: pa.concat_arrays([other.features[name] for other in sets]) for name in first.features
         },
@@ -43,6 +44,15 @@ def joined(sets: Sequence[TrainingSet]) -> TrainingSet:
 def _together(labels: Sequence[pa.Array | None]) -> pa.Array | None:
     known = [label for label in labels if label is not None]
     return pa.concat_arrays(known) if known else None
+
+
+def _answers(sets: Sequence[TrainingSet]) -> NDArray[np.int64] | None:
+    if all(other.moments.answer is None for other in sets):
+        return None
+    of_table = [np.full(other.moments.at.size, -1, np.int64) for other in sets]
+    return np.concatenate(
+        [o.moments.answer if o.moments.answer is not None else t for o, t in zip(sets, of_table, strict=True)]
+    )
 
 
 def _types(data: TrainingSet) -> dict[str, str]:

@@ -29,9 +29,10 @@ from sameworld.training.fingerprint import meaning
 OWN = "__log_"
 AS_OF = f"{OWN}as_of"
 SERVED = f"{OWN}feature_"
-"""Columns of moments that come from a log beside the request's fields: what was readable, and what was served."""
+ANSWER = f"{OWN}answer"
+"""Columns of moments that come from a log beside the request's fields: what was readable, what was served, and which answer a candidate is of."""
 
-_NEEDED = ("version", "asked_at", "sequence", "process", "number", "vector")
+_NEEDED = ("version", "asked_at", "sequence", "process", "number", "vector", "candidate")
 
 
 def column_meanings(features: Mapping[str, Feature]) -> dict[str, str]:
@@ -50,7 +51,9 @@ def column_meanings(features: Mapping[str, Feature]) -> dict[str, str]:
 def shape_of(bundle: Bundle) -> Shape:
     """Give the names and types of what a bundle's predictions list in the log."""
     types = {name: str(kind) for name, kind in bundle.types.items()}
-    return Shape(bundle.description.request, types, column_meanings(bundle.model.features))
+    ranking = bundle.model.ranking
+    candidate = [] if ranking is None else list(ranking.of_candidate)
+    return Shape(bundle.description.request, types, column_meanings(bundle.model.features), candidate)
 
 
 def opened(moments: Moments, engine: Engine, features: Mapping[str, Feature] | None = None) -> Moments:
@@ -92,7 +95,9 @@ def opened(moments: Moments, engine: Engine, features: Mapping[str, Feature] | N
     whole = whole.set_column(
         whole.schema.get_field_index("process"), "process", whole["process"].cast(pa.string())
     )
-    whole = whole.sort_by([(name, "ascending") for name in ("asked_at", "process", "number")])
+    ranks = "candidate" in whole.column_names
+    order = ("asked_at", "process", "number", *(["candidate"] if ranks else ()))
+    whole = whole.sort_by([(name, "ascending") for name in order])
     at = whole["asked_at"].cast(pa.int64()).to_numpy()
     unseen = first_unseen(state / "events", whole["sequence"].to_numpy())
     # Where the store could not be read, no sequence was seen, and nothing was served that would have to be met.
@@ -103,6 +108,8 @@ def opened(moments: Moments, engine: Engine, features: Mapping[str, Feature] | N
         AS_OF: pa.array(np.where(unread, at, np.minimum(at, unseen))),
         **{SERVED + name: whole[FEATURE + name] for name in served},
     }
+    if ranks:
+        table[ANSWER] = _numbered(whole)
     return msgspec.structs.replace(moments, data=pa.table(table), served=False)  # the columns say it
 
 
@@ -122,8 +129,18 @@ def _wanted(moments: Moments) -> Callable[[str], bool]:
     return lambda name: name in _NEEDED or name.startswith(prefixes)
 
 
+def _numbered(table: pa.Table) -> pa.Array:
+    """Number the answers that rows are of; rows of one lie together."""
+    process = table["process"].combine_chunks().dictionary_encode().indices.to_numpy()
+    number = table["number"].to_numpy()
+    begins = (np.diff(process, prepend=-1) != 0) | (np.diff(number, prepend=-1) != 0)
+    return pa.array(np.cumsum(begins) - 1)
+
+
 def _chosen(table: pa.Table, log: Log) -> pa.Table:
-    """Keep the rows of the versions and times that were asked for."""
+    """Keep the rows of the versions and times that were asked for, and of a ranking those of candidates."""
+    if "candidate" in table.column_names:
+        table = table.filter(pc.is_valid(table["candidate"]))
     if log.versions is not None:
         table = table.filter(
             pc.is_in(table["version"].cast(pa.string()), value_set=pa.array(log.versions, pa.string()))

@@ -11,7 +11,7 @@ from sameworld.asof.values import float_column
 from sameworld.definitions.moments import Moments
 from sameworld.engines.interface import Engine, MomentTable
 from sameworld.errors import DataError, nearest
-from sameworld.training.logged import AS_OF, OWN, SERVED, opened
+from sameworld.training.logged import ANSWER, AS_OF, OWN, SERVED, opened
 
 _WHAT = "the moments"
 
@@ -93,7 +93,8 @@ def moment_table(table: pa.Table, moments: Moments, schema: Schema) -> MomentTab
         for name in table.column_names
         if name.startswith(SERVED)
     }
-    return MomentTable(at.cast(pa.int64()).to_numpy(), pa.table(fields), as_of, served or None)
+    answer = table[ANSWER].to_numpy() if ANSWER in table.column_names else None
+    return MomentTable(at.cast(pa.int64()).to_numpy(), pa.table(fields), as_of, served or None, answer)
 
 
 def _field(column: pa.ChunkedArray, family: str, name: str) -> pa.Array:

@@ -19,11 +19,12 @@ from sameworld.asof.plan import Grouping, aggregates_of, groupings_of
 from sameworld.asof.request import evaluate
 from sameworld.asof.schema import Schema, supported
 from sameworld.asof.values import float_column
-from sameworld.definitions.fallbacks import Fallback
+from sameworld.definitions.fallbacks import Fallback, Popular
 from sameworld.definitions.feature import Feature, Outcome
 from sameworld.definitions.label import Label
 from sameworld.definitions.model import Model
 from sameworld.definitions.moments import Log, Moments
+from sameworld.definitions.ranking import Ranking
 from sameworld.definitions.source import Source
 from sameworld.definitions.windows import Window
 from sameworld.engines.cache import cache_folder
@@ -232,6 +233,7 @@ def planned(
     as_of: int | None = None,
     rows: Mapping[str, Rows] | None = None,
     fallbacks: Sequence[Fallback] = (),
+    ranking: Ranking | None = None,
 ) -> Plan:
     """Check definitions against their data, pin types and group what is read.
 
@@ -243,9 +245,9 @@ def planned(
     moments = opened(moments, engine, features)
     described = engine.describe(moments.data, "the moments")
     asks = {name: kind for name, kind in described.items() if not name.startswith(OWN)}
-    sources = sources_of(features, label)
+    sources = sources_of(features, label, fallbacks)
     schemas = {source.content: engine.describe(source.data, f"source {source.name!r}") for source in sources}
-    problems = check_model(features, label, moments, schemas, asks, fallbacks=fallbacks)
+    problems = check_model(features, label, moments, schemas, asks, fallbacks=fallbacks, ranking=ranking)
     if problems:
         raise Problems("The plan", problems)
     schemas = {content: supported(schema) for content, schema in schemas.items()}
@@ -290,7 +292,7 @@ def problems_of(model: Model, engine: Engine) -> list[SameworldError]:
     problems: list[SameworldError] = []
     schemas: dict[str, dict[str, str]] = {}
     described: dict[str, str] = {}
-    for source in sources_of(model.features, model.label):
+    for source in sources_of(model.features, model.label, model.fallbacks):
         try:
             schemas[source.content] = engine.describe(source.data, f"source {source.name!r}")
         except DataError as problem:
@@ -301,7 +303,13 @@ def problems_of(model: Model, engine: Engine) -> list[SameworldError]:
     except (DataError, LogError) as problem:
         problems.append(problem)
     return problems or check_model(
-        model.features, model.label, model.moments, schemas, described, fallbacks=model.fallbacks
+        model.features,
+        model.label,
+        model.moments,
+        schemas,
+        described,
+        fallbacks=model.fallbacks,
+        ranking=model.ranking,
     )
 
 
@@ -342,9 +350,13 @@ def label_of(label: Label, read: Mapping[str, pa.Array]) -> pa.Array:
     return values
 
 
-def sources_of(features: Mapping[str, Feature], label: Label | None) -> list[Source]:
-    """Give the sources behind features and a label, each once."""
-    found = {aggregate.source.content: aggregate.source for aggregate in aggregates_of(features.values())}
+def sources_of(
+    features: Mapping[str, Feature], label: Label | None, fallbacks: Sequence[Fallback] = ()
+) -> list[Source]:
+    """Give the sources behind features, a label and what fallbacks count, each once."""
+    counted = [fallback.of for fallback in fallbacks if isinstance(fallback, Popular)]
+    aggregates = [*aggregates_of(features.values()), *counted]
+    found = {aggregate.source.content: aggregate.source for aggregate in aggregates}
     if label is not None:
         found.setdefault(label.aggregate.source.content, label.aggregate.source)
     return list(found.values())
