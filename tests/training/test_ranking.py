@@ -208,10 +208,10 @@ def test_a_ranking_is_held_against_its_data(ranking_world: SmallWorld) -> None:
     said = [problem.what for problem in problems_of(model, ranking_world.engine())]
 
     assert said == [
-        "Fallback sw.Popular by price reads source 'clicks', which has no column 'price'.",
-        "Fallback sw.Popular by price, nation reads source 'clicks', which has no column 'price'.",
-        "Fallback sw.Popular by price, nation reads source 'clicks', which has no column 'nation'.",
-        "Fallback sw.Popular by price, nation needs the key 'nation', which the moments do not have.",
+        "Fallback 1, sw.Popular by price, reads source 'clicks', which has no column 'price'.",
+        "Fallback 1, sw.Popular by price, nation, reads source 'clicks', which has no column 'price'.",
+        "Fallback 1, sw.Popular by price, nation, reads source 'clicks', which has no column 'nation'.",
+        "Fallback 1, sw.Popular by price, nation, needs the key 'nation', which the moments do not have.",
         "sw.Popular counts text.",
         "Ranking request='request' needs the field 'request', which the moments do not have.",
         "The ranking's key 'price' cannot be a key.",

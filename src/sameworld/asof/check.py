@@ -64,9 +64,9 @@ def check_model(
     places = {f"feature {name!r}": aggregate for name, aggregate in aggregates.items()}
     if label is not None:
         places["the label"] = label.aggregate
-    for fallback in fallbacks:
-        if isinstance(fallback, Popular):
-            places |= {f"fallback sw.Popular by {', '.join(of.keys)}": of for of in fallback.aggregates}
+    for number, fallback in enumerate(fallbacks, 1):
+        for of in fallback.aggregates if isinstance(fallback, Popular) else ():
+            places[f"fallback {number}, sw.Popular by {', '.join(of.keys)},"] = of
     sources = {aggregate.source.content: aggregate.source for aggregate in places.values()}
     problems: list[SameworldError] = []
     for content, source in sources.items():
@@ -134,11 +134,11 @@ def _ranking(ranking: Ranking, moments: Moments, request: Schema) -> Iterator[Sa
         for name in names:
             absent = list(_field(f"ranking {what}={name!r}", name, moments, request))
             yield from absent
-            if not absent and what != "fields" and _request_family(request[name]) not in _KEYS:
+            if not absent and what != "fields" and _request_family(request[name]) not in ("integer", "text"):
                 yield DefinitionError(
                     f"The ranking's {what} {name!r} cannot be a key.",
                     where=f"ranking {what}={name!r}",
-                    expected=" or ".join(_NAMES[family] for family in _NAMES if family in _KEYS),
+                    expected="an integer or text",
                     found=request[name],
                     do="cast it to an integer or to text in the moments.",
                 )

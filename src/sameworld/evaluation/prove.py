@@ -158,6 +158,8 @@ def prove(
                     where, "", "", {}, 0, None, None, "log", "the record's bytes do not match their checksum"
                 )
             )
+        elif prediction.ranked is not None and not prediction.ranked.candidates:
+            continue  # there was nothing to compute
         elif prediction.features is None:
             proof.without_vector += 1
             proof.defaults[prediction.reason] += 1

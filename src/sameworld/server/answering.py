@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from sameworld.asof.column import ArrowColumn
 from sameworld.definitions.fallbacks import MODEL, LastKnown
 from sameworld.errors import ReplayOrderError
-from sameworld.server.asked import Asked, Given, Seen, different
+from sameworld.server.asked import Asked, Given, Seen, different, rows_of
 from sameworld.server.lanes import DeadlineError, GuardedLane, LaneError, NativeLane
 from sameworld.server.metrics import Metrics
+from sameworld.server.ranks import Candidate
+from sameworld.server.requests import Carried
 from sameworld.server.served import Served
 from sameworld.server.served_tier import ServedTier
 from sameworld.server.syncing import Syncing
@@ -37,6 +39,7 @@ from sameworld.stores.online import OnlineStore, Snapshot
 from sameworld.stores.prediction import LAST_ANSWER, Prediction
 from sameworld.stores.prediction_log import PredictionLog
 
+_T = TypeVar("_T")
 _GATHERING_SECONDS = 0.02
 LOADING = "loading"
 """The reason of answers that fall back while a model is read from its bundle."""
@@ -69,7 +72,7 @@ class Answering:
     def ask(
         self,
         served: Served,
-        fields: list[Any],
+        request: list[Any] | Carried,
         at: int | None,
         together: int = 1,
         within_seconds: float = math.inf,
@@ -84,7 +87,14 @@ class Answering:
         answer: asyncio.Future[Any] = loop.create_future()
         arrived = time.perf_counter()
         deadline = arrived + min(served.deadline, within_seconds)
-        asked = Asked(served, fields, at, arrived, deadline, answer, served.line)
+        if isinstance(request, Carried):
+            asked = Asked(served, request.fields, at, arrived, deadline, answer, served.line)
+            asked.candidates = [Candidate(fields) for fields in request.candidates]
+            if not asked.candidates:
+                self._give_nothing(asked)
+                return answer
+        else:
+            asked = Asked(served, request, at, arrived, deadline, answer, served.line)
         if at is None:
             self._turns.add(served.line, asked)
             return answer
@@ -96,6 +106,11 @@ class Answering:
         elif len(self._pending) == 1:
             loop.call_later(_GATHERING_SECONDS, self._flush)
         return answer
+
+    def _give_nothing(self, asked: Asked) -> None:
+        """Answer a request without candidates: there is nothing to read or to decide."""
+        seen = Seen([asked], (), asked.at or self._store.clock.now())
+        self._give(seen, [asked], [_about(asked, (), MODEL, "")])
 
     def _flush(self) -> None:
         pending, self._pending = self._pending, []
@@ -167,7 +182,7 @@ class Answering:
         for asked in batch:
             sharing.setdefault(asked.served.shares, []).append(asked)
         moment = at if at is not None else self._store.clock.now()
-        seen = [Seen(group, different(group), moment) for group in sharing.values()]
+        seen = [Seen(group, different(rows_of(group)), moment) for group in sharing.values()]
         try:
             if at is not None and not self._store.pass_moment(at):
                 for asked in batch:
@@ -201,7 +216,7 @@ class Answering:
             seen.store = f"store: StoreError: {unfilled}"
             return
         latest = snapshot.latest()
-        keys = {key: [asked.fields[i] for asked in seen.different] for key, i in served.keys.items()}
+        keys = {key: [row.fields[i] for row in seen.different] for key, i in served.keys.items()}
         for name, groupings in served.by_source.items():
             content = groupings[0].source.content
             heard = latest.get(content)
@@ -235,7 +250,9 @@ class Answering:
             if tier.takes > known.left > 0:
                 tier.takes = learnt(tier.takes, 0.0)
         if choice.tier is None:
-            self._give(seen, own, [Answer(0.0, NONE, choice.reason)] * len(own))
+            self._give(
+                seen, own, [_about(asked, [0.0] * _count(asked), NONE, choice.reason) for asked in own]
+            )
             return
         tier = served.tiers[choice.tier]
         nulls = replaced(tier.tier, known)
@@ -270,6 +287,7 @@ class Answering:
         fallback = served.bundle.model.fallbacks[tier.number - 1]
         for asked in own:
             repeated = None
+            said: list[float] = []
             try:
                 if isinstance(fallback, LastKnown):
                     answers, places = served.last[tier.number]
@@ -277,14 +295,18 @@ class Answering:
                     if known is None:
                         raise LookupError("no answer within its age")
                     value, repeated = known
+                    said.append(value)
                 else:
-                    value = served.bundle.fallback(tier.number - 1, asked.by_name)
+                    for row in rows_of([asked]):
+                        fields = dict(zip(served.fields, row.fields, strict=True))
+                        said.append(served.bundle.fallback(tier.number - 1, fields))
             except (LookupError, TypeError, ValueError, StopIteration) as error:
                 why = str(error) if isinstance(fallback, LastKnown) else repr(error)
                 self._next(seen, [asked], tier.number, with_reason(reason, tier.name, why))
                 continue
-            if math.isfinite(value):
-                self._give(seen, [asked], [Answer(value, tier.name, reason)], repeated=repeated)
+            answer = _about(asked, said, tier.name, reason)
+            if math.isfinite(answer.value):
+                self._give(seen, [asked], [answer], repeated=repeated)
             else:
                 self._next(seen, [asked], tier.number, reason)
 
@@ -299,10 +321,12 @@ class Answering:
             vectors = seen.vectors(tier, nulls)
             said = tier.says
             rows = seen.matrix(tier, nulls)
-            if own is not seen.different:
-                places = [asked.place for asked in own]
+            mine = rows_of(own)
+            if mine is not seen.different:
+                places = [row.place for row in mine]
                 rows, vectors = rows[places], [vectors[place] for place in places]
-            values = (tier.scorer or served.bundle).scores_of(rows)
+            scorer = tier.scorer or served.bundle.scorer
+            values = scorer.scores_of(rows) if served.ranks is None else scorer.raw_of(rows)
         except Exception as error:  # noqa: BLE001 # whatever breaks, the caller gets the declared fallback and it is counted
             self._fail(seen, own, tier, reason, said(_told(error)))
             return
@@ -320,7 +344,7 @@ class Answering:
         reason: str,
     ) -> None:
         """Let a process answer what it answers in time; the line's timer has the next tier answer the rest meanwhile."""
-        line = own[0].line
+        line, rows = own[0].line, rows_of(own)
         began = time.perf_counter()
         left = max(asked.deadline for asked in own) - began
         why = ""
@@ -329,11 +353,11 @@ class Answering:
         try:
             inputs = (
                 {name: column.arrow() for name, column in columns.items()}
-                for columns in seen.inputs(tier, nulls, own)
+                for columns in seen.inputs(tier, nulls, rows)
             )
             arrays, values = await lane.score(*inputs, wait_seconds=left)
             columns = {name: ArrowColumn(array) for name, array in arrays.items()}
-            vectors = tier.vectors(columns, own[0].served.columns, len(own))
+            vectors = tier.vectors(columns, own[0].served.columns, len(rows))
             now = time.perf_counter()
             line.learn(len(own), now - began, now)
         except Exception as error:  # noqa: BLE001 # see _native
@@ -344,18 +368,21 @@ class Answering:
         finally:
             self._turns.done(line, own)
         # Whoever was answered, or has gone on to a later tier, is not waiting here any more.
-        places = [place for place, asked in enumerate(own) if not asked.given and asked.tried == tier.number]
-        waiting = [own[place] for place in places]
+        waiting = [one for one in own if not one.given and one.tried == tier.number]
         if not waiting:
             return
         if values is None:
             self._next(seen, waiting, tier.number, with_reason(reason, tier.name, why))
-        elif values.shape != (len(own),):
-            said = tier.says(f"it gave shape {values.shape} for {len(own)} requests")
+        elif values.shape != (len(rows),):
+            said = tier.says(_shape(values, own))
             self._next(seen, waiting, tier.number, with_reason(reason, tier.name, said))
         else:
-            given = [vectors[place] for place in places]
-            self._judge(seen, waiting, tier, nulls, reason, values[places], given, began)
+            if len(waiting) < len(own):
+                still = {id(one) for one in waiting}
+                parts = zip(own, _of_each(own, range(len(rows))), strict=True)
+                places = [place for one, part in parts if id(one) in still for place in part]
+                values, vectors = values[places], [vectors[place] for place in places]
+            self._judge(seen, waiting, tier, nulls, reason, values, vectors, began)
 
     def _fail(self, seen: Seen, own: list[Asked], tier: ServedTier, reason: str, why: str) -> None:
         """Note that a tier could not answer at all, and let the next one try."""
@@ -375,31 +402,36 @@ class Answering:
     ) -> None:
         """Give what is an answer and in time; the rest goes on to the next tier."""
         served = own[0].served
-        if values.shape != (len(own),):
-            why = f"it gave shape {values.shape} for {len(own)} requests"
-            self._fail(seen, own, tier, reason, tier.says(why))
+        if values.shape != (_rows(own),):
+            self._fail(seen, own, tier, reason, tier.says(_shape(values, own)))
             return
         now = time.perf_counter()
         tier.took(now - began)
         given: list[int] = []
         left: dict[str, list[Asked]] = {}
-        numbers = values.tolist()
-        for place, (asked, value) in enumerate(zip(own, numbers, strict=True)):
-            if not math.isfinite(value):
-                left.setdefault(tier.says(f"it gave {value}"), []).append(asked)
+        if served.ranks is None:
+            answers = [Answer(value, tier.name, reason) for value in values.tolist()]
+        else:
+            said, meant = (_of_each(own, each.tolist()) for each in (values, tier.calibrated(values)))
+            each = zip(own, said, meant, strict=True)
+            answers = [_about(asked, said, tier.name, reason, values) for asked, said, values in each]
+            vectors = [list(part) for part in _of_each(own, vectors)]
+        for place, (asked, answer) in enumerate(zip(own, answers, strict=True)):
+            if not math.isfinite(answer.value):
+                left.setdefault(tier.says(f"it gave {answer.value}"), []).append(asked)
             elif now > asked.deadline:
                 left.setdefault("deadline", []).append(asked)
             else:
                 given.append(place)
         if given:
             if tier.name == MODEL:
-                for answers, places in served.last.values():
+                for last, places in served.last.values():
                     for place in given:
-                        answers.note(_entity(own[place], places), numbers[place], seen.t)
+                        last.note(_entity(own[place], places), answers[place].value, seen.t)
             self._give(
                 seen,
                 [own[place] for place in given],
-                [Answer(numbers[place], tier.name, reason) for place in given],
+                [answers[place] for place in given],
                 [vectors[place] for place in given],
                 [column for null in nulls for column in null.columns],
             )
@@ -425,7 +457,7 @@ class Answering:
             Prediction(
                 self._log.next_id(), served.name, served.bundle.address, seen.t, seen.sequence, answer.value, answer.tier, answer.reason, asked.fields,
                 vectors[number] if vectors is not None else None, asked.at is not None, int((now - asked.arrived) * 1e6),
-                ages=ages, defaults=defaults or None,
+                ages=ages, defaults=defaults or None, ranked=answer.ranked,
             )
             for number, (asked, answer) in enumerate(zip(group, answers, strict=True))
         ]  # fmt: skip
@@ -443,12 +475,45 @@ class Answering:
             )
             for asked, row in zip(group, rows, strict=True):
                 if not asked.answer.done():
-                    asked.answer.set_result(Given(row.value, row.tier, row.reason, row.version, row.id, kept))
+                    told = Given(row.value, row.tier, row.reason, row.version, row.id, kept)
+                    if row.ranked is not None and served.ranks is not None:
+                        told.ranking = served.ranks.listed(row.ranked)
+                    asked.answer.set_result(told)
 
         if failure or self._syncing is None:
             give(not failure)
         else:
             self._syncing.after(min(asked.deadline for asked in group), give)
+
+
+def _about(
+    asked: Asked, said: Sequence[float], tier: str, reason: str, values: Sequence[float] | None = None
+) -> Answer:
+    """Give the answer to a request from what is said of its rows, and from what that means where it is something else."""
+    if asked.candidates is None or asked.served.ranks is None:
+        return Answer(said[0], tier, reason)
+    return asked.served.ranks.answer(asked.candidates, said, said if values is None else values, tier, reason)
+
+
+def _count(asked: Asked) -> int:
+    return 1 if asked.candidates is None else len(asked.candidates)
+
+
+def _rows(own: Sequence[Asked]) -> int:
+    return len(own) if own[0].candidates is None else sum(map(_count, own))
+
+
+def _of_each(own: Sequence[Asked], rows: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    """Give the rows of each request, from those of all."""
+    end = 0
+    for count in map(_count, own):
+        yield rows[end : end + count]
+        end += count
+
+
+def _shape(values: NDArray[np.float64], own: Sequence[Asked]) -> str:
+    what = "requests" if own[0].candidates is None else "candidates"
+    return f"it gave shape {values.shape} for {_rows(own)} {what}"
 
 
 def _entity(asked: Asked, places: Sequence[int]) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sameworld.asof.column import Column, null_column
+from sameworld.server.ranks import Candidate
 from sameworld.server.served import Served
 from sameworld.server.served_tier import ServedTier
 from sameworld.server.turns import Line
@@ -33,6 +34,7 @@ class Asked:
         seen: what its batch read.
         tried, reason: the last tier that was tried (-1 is none), and why it is not the answer.
         given: whether its answer is decided, and perhaps on its way to the log still.
+        candidates: what it carries to be ranked; None where the model does not rank.
     """
 
     served: Served
@@ -47,10 +49,11 @@ class Asked:
     tried: int = -1
     reason: str = ""
     given: bool = False
+    candidates: list[Candidate] | None = None
 
-    @property
-    def by_name(self) -> dict[str, Any]:
-        return dict(zip(self.served.fields, self.fields, strict=True))
+
+Row = Asked | Candidate
+"""What is read and scored: a request, or a candidate of one."""
 
 
 @dataclass
@@ -59,7 +62,7 @@ class Seen:
 
     Args:
         group: the requests.
-        different: one of each different request; a request's `place` is its own among them.
+        different: one of each different row; a row's `place` is its own among them.
         t, sequence: the moment and the last event seen.
         values: the aggregates of the different requests, of those sources that could be read.
         ages: source -> microseconds since its latest row became readable.
@@ -70,7 +73,7 @@ class Seen:
     """
 
     group: list[Asked]
-    different: list[Asked]
+    different: Sequence[Row]
     t: int
     sequence: int = 0
     values: dict[str, Column] = field(default_factory=dict[str, Column])
@@ -81,10 +84,10 @@ class Seen:
     made: dict[Any, Any] = field(default_factory=dict[Any, Any])
 
     def inputs(
-        self, tier: ServedTier, nulls: Sequence[Replaced], own: Sequence[Asked]
+        self, tier: ServedTier, nulls: Sequence[Replaced], own: Sequence[Row]
     ) -> tuple[dict[str, Column], dict[str, Column]]:
-        """Give the aggregates, with nulls in the place of some, and the fields of some of its requests."""
-        served = own[0].served
+        """Give the aggregates, with nulls in the place of some, and the fields of some of its rows."""
+        served = self.group[0].served
         gone = {column for null in nulls for column in null.aggregates}
         places = None if own is self.different else [asked.place for asked in own]
         values = {
@@ -141,14 +144,22 @@ class Given(msgspec.Struct, gc=False):
     version: str
     id: str
     logged: bool
+    ranking: list[dict[str, Any]] | msgspec.UnsetType = msgspec.UNSET
 
 
-def different(group: list[Asked]) -> list[Asked]:
-    """Give one of each different request (the group itself where no two are alike), and note each request's place among them."""
+def rows_of(group: list[Asked]) -> Sequence[Row]:
+    """Give the rows of requests to one model: themselves, or their candidates."""
+    if group[0].candidates is None:
+        return group
+    return [candidate for asked in group for candidate in asked.candidates or ()]
+
+
+def different(rows: Sequence[Row]) -> Sequence[Row]:
+    """Give one of each different row (the rows themselves where no two are alike), and note each row's place among them."""
     numbers: dict[tuple[Any, ...], int] = {}
-    found: list[Asked] = []
-    for asked in group:
-        asked.place = numbers.setdefault(tuple(asked.fields), len(found))
-        if asked.place == len(found):
-            found.append(asked)
-    return group if len(found) == len(group) else found
+    found: list[Row] = []
+    for row in rows:
+        row.place = numbers.setdefault(tuple(row.fields), len(found))
+        if row.place == len(found):
+            found.append(row)
+    return rows if len(found) == len(rows) else found

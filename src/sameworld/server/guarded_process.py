@@ -24,7 +24,7 @@ import pyarrow.ipc
 
 from sameworld.asof.request import evaluate
 from sameworld.training.bundle import Bundle, Registry
-from sameworld.training.fitted import Part
+from sameworld.training.fitted import Part, said_by
 from sameworld.training.world_file import functions_of
 
 _LENGTH = struct.Struct("<I")
@@ -63,11 +63,10 @@ def _answer(bundle: Bundle, part: Part | None, frame: bytes) -> bytes:
     batch = read_batch(frame)
     aggregates = {name[1:]: batch.column(name) for name in batch.schema.names if name[0] == "a"}
     fields = {name[1:]: batch.column(name) for name in batch.schema.names if name[0] == "f"}
-    features, scorer = (part.features, part.scorer) if part else (bundle.model.features, bundle)
+    features, scorer = (part.features, part.scorer) if part else (bundle.model.features, bundle.scorer)
     columns = evaluate(features, aggregates, fields, bundle.types)
-    return write_batch(
-        {**{"c" + name: column for name, column in columns.items()}, "s": pa.array(scorer.scores(columns))}
-    )
+    said = pa.array(said_by(bundle.model, scorer, columns))
+    return write_batch({**{"c" + name: column for name, column in columns.items()}, "s": said})
 
 
 def write_batch(columns: dict[str, pa.Array]) -> bytes:

@@ -209,8 +209,10 @@ class Portfolio:
     ) -> Served:
         before = self.models.get(name)
         fields = list(bundle.description.request.items())
-        same = before is not None and list(before.bundle.description.request.items()) == fields
-        reader = before.reader if before is not None and same else RequestReader(name, dict(fields))
+        ranking = bundle.model.ranking
+        asks = (before.bundle.description.request.items(), before.bundle.model.ranking) if before else None
+        same = asks is not None and (list(asks[0]), asks[1]) == (fields, ranking)
+        reader = before.reader if before is not None and same else RequestReader(name, dict(fields), ranking)
         return Served(name, bundle, lanes, groupings, reader)
 
     def _lanes(self, bundle: Bundle) -> list[Lane | None]:

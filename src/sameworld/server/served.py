@@ -13,6 +13,7 @@ from sameworld.definitions.hashing import content_hash
 from sameworld.definitions.model import meaning_of
 from sameworld.definitions.parts import aggregate_columns
 from sameworld.server.lanes import GuardedLane, Lane, NativeLane
+from sameworld.server.ranks import Ranks
 from sameworld.server.requests import RequestReader
 from sameworld.server.served_tier import ServedTier
 from sameworld.server.turns import Line
@@ -66,6 +67,8 @@ class Served:
         self.keys = {key: self.fields.index(key) for grouping in self.groupings for key in grouping.keys}
         needed = {field for tier in self.tiers for field in fields_read(tier.features)}
         self.evaluated = [name for name in self.fields if name in needed]
+        ranking = bundle.model.ranking
+        self.ranks = None if ranking is None else Ranks(ranking, self.fields)
         self.layout = RequestLayout(bundle.description.request, needed)
         # Models with the same features of the same requests read and evaluate them once.
         self.shares = content_hash(
@@ -75,6 +78,7 @@ class Served:
                 bundle.description.types,
                 bundle.description.request,
                 self.evaluated,
+                [] if ranking is None else ranking.of_candidate,
             ]
         )
         self.columns = list(bundle.types)

@@ -40,6 +40,7 @@ class ServedTier:
         self.features = part.features if part is not None else tier.features
         # The model's own is the bundle's; a rule has none.
         self.scorer = part.scorer if part is not None and isinstance(part.scorer, Scorer) else None
+        self.calibrated = (part.scorer if part is not None else bundle.scorer).calibrated
         estimator = self.scorer.estimator if self.scorer is not None else bundle.estimator
         self.loaded = estimator is not None or not isinstance(lane, NativeLane)
         self.encodings = part.scorer.encodings if part is not None else bundle.description.encodings

@@ -11,6 +11,7 @@ from sameworld.definitions.fallbacks import MODEL, Smaller, Without
 from sameworld.definitions.feature import Feature
 from sameworld.definitions.model import Model
 from sameworld.definitions.parts import aggregate_columns, seen_by_tiers, sources_of
+from sameworld.stores.prediction import Ranked
 
 NONE = "none"
 _FORGETTING = 0.1
@@ -18,11 +19,12 @@ _FOR_WAKING_UP = 0.05
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
-    """What a caller gets: a value, the tier it comes from, and why it is not the model's (nothing when it is)."""
+    """What a caller gets: a value, the tier it comes from, and why it is not the model's (nothing when it is); of a ranking the candidates too."""
 
     value: float
     tier: str
     reason: str
+    ranked: Ranked | None = None
 
 
 @dataclass(frozen=True)

@@ -136,10 +136,8 @@ def train(
         say(plan.summary(moments.at.size))
     data = joined([plan.at(moments, until) for plan, moments in zip(plans, read, strict=True)])
     popular = [
-        popular_table(
-            fallback, data.moments, until or 0, engine=engine, schemas=data.schemas, rows=plans[0].rows
-        )
-        if isinstance(fallback, Popular)
+        popular_table(fallback, data.moments, until, engine=engine, schemas=data.schemas, rows=plans[0].rows)
+        if isinstance(fallback, Popular) and until is not None
         else None
         for fallback in model.fallbacks
     ]

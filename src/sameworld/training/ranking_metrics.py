@@ -91,7 +91,8 @@ def _discounted(gain: Numbers, prediction: Numbers, request: Requests, first: in
         return np.zeros(0)
     discount = np.where(place < first, 1.0 / np.log2(place + 2.0), 0.0)
     mean = np.bincount(tie, weights=discount) / np.bincount(tie)
-    return np.bincount(np.unique(request[order], return_inverse=True)[1], weights=gain[order] * mean[tie])
+    number = np.unique(request[order], return_inverse=True)[1]
+    return np.bincount(number, weights=gain[order] * mean[tie]).astype(np.float64)
 
 
 def _mean(values: Numbers) -> Score:
