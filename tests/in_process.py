@@ -10,7 +10,7 @@ from typing import Any
 import cloudpickle
 import pyarrow as pa
 
-from sameworld.engines.worker import BLOBS, Blobs, Stage
+from sameworld.engines.blobs import BLOBS, Blobs, Stage
 
 
 class InProcess:

@@ -255,6 +255,15 @@ class Runner:
         if any(contestant.name == REFERENCE for contestant in contestants):
             smaller = sorted({m.events for m in taking_part if not m.ended} - {events})
             taking_part += [Measured(CONTESTANTS[REFERENCE], size) for size in smaller]
+        # And whoever spares one the work by hand, at the size of whoever does it so.
+        by_hand = {
+            measured.contestant.name: measured.events for measured in taking_part if not measured.ended
+        }
+        taking_part += [
+            Measured(contestant, by_hand[contestant.by_hand])
+            for contestant in contestants
+            if by_hand.get(contestant.by_hand, events) != events
+        ]
         for _ in range(rounds):
             for measured in taking_part:
                 if max(measured.seconds, default=0.0) <= slow:

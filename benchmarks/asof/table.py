@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.asof.contestants import REFERENCE
+from benchmarks.asof.contestants import CONTESTANTS, REFERENCE
 from benchmarks.asof.generate import entities_of, moments_of
 from benchmarks.asof.runner import SURVIVAL_SECONDS, Limits, Measured
 
@@ -87,7 +87,13 @@ def table(measurements: Sequence[Measured], limits: Limits) -> Rows:
 
 def notes(measurements: Sequence[Measured]) -> list[str]:
     """Give what must be said beside the table."""
-    return [
+    seconds = {(m.contestant.name, m.events): m.median for m in measurements if m.median}
+    ahead = [
+        f"{name} is {seconds[by_hand, events] / own:.1f} times as fast as {by_hand} at {events:,} events."
+        for (name, events), own in seconds.items()
+        if (by_hand := CONTESTANTS[name].by_hand, events) in seconds
+    ]
+    return ahead + [
         f"{m.contestant.name} leaves out {m.contestant.omits}."
         for m in measurements
         if m.contestant.omits and m.seconds

@@ -16,7 +16,7 @@ def parent(process: int) -> int:
 def kill_executor(flag: str) -> None:
     """Kill the Java process whose daemon forked this Python worker, and with it what it keeps for others; once, and only there."""
     daemon = os.getppid()
-    if b"pyspark.daemon" in Path(f"/proc/{daemon}/cmdline").read_bytes() and not Path(flag).exists():
+    if b"pyspark.daemon" in Path(f"/proc/{daemon}/cmdline").read_bytes():
         Path(flag).touch()
         os.kill(parent(daemon), signal.SIGKILL)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import conformance
 import pytest
+from cluster_sessions import CLUSTERS, cluster_engine_in
 from in_process import InProcess
-from spark_session import needs_java, spark_session
 
 from sameworld.asof.prepared import World
 from sameworld.engines.cluster import ClusterEngine
@@ -18,7 +18,7 @@ from sameworld.engines.interface import Engine
 EngineIn = Callable[[Path], Engine]
 
 
-@pytest.fixture(scope="module", params=["duckdb", "in process", pytest.param("spark", marks=needs_java)])
+@pytest.fixture(scope="module", params=["duckdb", "in process", *CLUSTERS])
 def engine_in(request: pytest.FixtureRequest) -> Iterator[EngineIn]:
     """Give a function: folder -> engine."""
     match request.param:
@@ -28,10 +28,7 @@ def engine_in(request: pytest.FixtureRequest) -> Iterator[EngineIn]:
             # More partitions than entities, and a memory in which no row stays.
             yield lambda folder: ClusterEngine(InProcess(), folder, partitions=7, memory_bytes=0)
         case _:
-            from sameworld.engines.spark import spark_engine
-
-            session = spark_session()
-            yield lambda folder: spark_engine(session, folder, partitions=3)
+            yield cluster_engine_in(request.param)
 
 
 @pytest.fixture(scope="module")

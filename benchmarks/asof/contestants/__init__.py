@@ -30,6 +30,7 @@ class Contestant:
         rehearsed: one run beforehand, in a process of its own, leaves something that the measured runs find.
         doubling: it does not live to see large data: measured at the largest size it survives, found by doubling.
         omits: which moments it leaves out of its answer, in words; they must be moments without a value. Empty: none.
+        by_hand: who does the same work by hand with the same cluster's engine.
         environment: a virtual environment of its own, where its requirements do not go with the others'; empty: none.
     """
 
@@ -42,6 +43,7 @@ class Contestant:
     rehearsed: bool = False
     doubling: bool = False
     omits: str = ""
+    by_hand: str = ""
     environment: str = ""
 
     @property
@@ -75,13 +77,39 @@ CONTESTANTS = {
         Contestant(REFERENCE, "sameworld_engine", "cold", "as_of", COLUMNS, _ENGINE),
         Contestant("sameworld warm", "sameworld_engine", "warm", "as_of", COLUMNS, _ENGINE, rehearsed=True),
         Contestant("sameworld corrections", "sameworld_engine", "corrections", "corrected", COLUMNS, _ENGINE),
-        Contestant("sameworld spark", "sameworld_spark", "windows", "as_of", COLUMNS, (*_ENGINE, "pyspark")),
+        *(
+            Contestant(
+                f"sameworld {name}",
+                f"sameworld_{name}",
+                "windows",
+                "as_of",
+                COLUMNS,
+                (*_ENGINE, library),
+                by_hand=by_hand,
+            )
+            for name, library, by_hand in (
+                ("spark", "pyspark", "pyspark"),
+                ("ray", "ray", "ray pandas"),
+                ("dask", "distributed", "dask pandas"),
+            )
+        ),
         Contestant("duckdb range", "duckdb_sql", "windows", "event_time", COLUMNS, ("duckdb", "pyarrow")),
         Contestant("duckdb asof", "duckdb_sql", "asof", "event_time", LAST, ("duckdb", "pyarrow")),
         Contestant("polars", "polars_rolling", "windows", "event_time", COLUMNS, ("polars", "pyarrow")),
         Contestant("pandas", "pandas_rolling", "windows", "event_time", COLUMNS, ("pandas", "pyarrow")),
         Contestant(
             "pyspark", "pyspark_sql", "windows", "event_time", COLUMNS, ("pyspark", "pyarrow"), doubling=True
+        ),
+        Contestant(
+            "ray pandas", "ray_pandas", "windows", "event_time", COLUMNS, ("ray", "pandas", "pyarrow")
+        ),
+        Contestant(
+            "dask pandas",
+            "dask_pandas",
+            "windows",
+            "event_time",
+            COLUMNS,
+            ("distributed", "pandas", "pyarrow"),
         ),
         Contestant(
             "feast file",

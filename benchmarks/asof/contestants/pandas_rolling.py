@@ -16,9 +16,13 @@ def windows(folder: Path) -> pd.DataFrame:
     """What most notebooks do."""
     events = pd.read_parquet(folder / "events.parquet", columns=["k", "e", "x"])
     moments = pd.read_parquet(folder / "moments.parquet")
-    both = pd.concat(
-        [events.rename(columns={"e": "t"}).assign(asked=False), moments.assign(asked=True)], ignore_index=True
+    return rolled(
+        pd.concat([events.rename(columns={"e": "t"}).assign(asked=False), moments.assign(asked=True)])
     )
+
+
+def rolled(both: pd.DataFrame) -> pd.DataFrame:
+    """Give the moments among events and moments (k, t, x, asked) with their values; also a partition of entities at a time, for others."""
     # A moment comes before the events of its instant.
     both = both.sort_values(["k", "t", "asked"], ascending=[True, True, False], ignore_index=True)
     grouped = both.groupby("k")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from sameworld.cli import show
-from sameworld.cli.options import against_option, common, registry_option, state_option
+from sameworld.cli.options import against_option, common, engine_option, registry_option, state_option
 
 
 @click.command()
@@ -17,23 +17,20 @@ from sameworld.cli.options import against_option, common, registry_option, state
 @registry_option
 @state_option
 @against_option
+@engine_option
 @click.option("--show", "listed", default=20, show_default=True, help="How many differences to list.")
-def prove(world: Path, as_json: bool, registry: Path, state: Path, against: Any, listed: int) -> None:
+def prove(
+    world: Path, as_json: bool, registry: Path, state: Path, against: Any, engine: Any, listed: int
+) -> None:
     """Recompute every logged vector from the sources and compare it bit by bit. Exit status 1 when something differs."""
-    from sameworld.engines.duckdb import DuckDBEngine  # noqa: PLC0415
+    from sameworld.engines.named import opened_engine  # noqa: PLC0415
     from sameworld.evaluation.prove import prove as run  # noqa: PLC0415
     from sameworld.training.bundle import Registry  # noqa: PLC0415
     from sameworld.training.world_file import load_world  # noqa: PLC0415
 
     loaded = load_world(world)
-    proof = run(
-        loaded.models,
-        Registry(registry),
-        state,
-        engine=DuckDBEngine(loaded.folder),
-        against=against,
-        say=show.say,
-    )
+    with opened_engine(engine, loaded.folder, cache=None, say=show.say) as chosen:
+        proof = run(loaded.models, Registry(registry), state, engine=chosen, against=against, say=show.say)
     if as_json:
         show.json_out(proof.as_json(listed))
     else:

@@ -69,6 +69,13 @@ state_option = click.option(
 )
 
 
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["duckdb", "spark", "ray", "dask"]),
+    default="duckdb",
+    show_default=True,
+    help="duckdb: this machine. spark, ray, dask: the workers of a local one.",
+)
 against_option = click.option(
     "--against",
     type=click.Choice(["log", "files"]),

@@ -1,4 +1,4 @@
-"""Many machines: an engine that people have (Spark) moves rows and moments to each other; `worker` says what happens where they meet.
+"""Many machines: an engine that people have (Spark, Ray, Dask) moves rows and moments to each other; `worker` says what happens where they meet.
 
 Nothing here knows which engine it is, and no engine knows what it moves.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+import sys
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,36 +22,34 @@ from sameworld.asof.prepared import World
 from sameworld.asof.schema import Schema, supported
 from sameworld.definitions.moments import Moments
 from sameworld.engines.answer import BATCH_ROWS
-from sameworld.engines.duckdb import DuckDBEngine, is_csv, on_clocks
-from sameworld.engines.interface import Ask, Asked, MomentTable, Rows
-from sameworld.engines.kept_rows import code
-from sameworld.engines.worker import (
+from sameworld.engines.blobs import (
     BLOBS,
     ERROR,
     FIRST_ANSWER,
-    Answer,
     Blobs,
-    Digests,
-    Finish,
     Guarded,
-    Live,
+    Stage,
+    pieces,
+    raised,
+    unpacked,
+)
+from sameworld.engines.duckdb import DuckDBEngine, is_csv, on_clocks
+from sameworld.engines.interface import Ask, Asked, MomentTable, Rows
+from sameworld.engines.kept_rows import code
+from sameworld.engines.reading import (
+    Digests,
     MomentSlices,
     PrepareBatches,
     PrepareSlices,
     Question,
     ReadMoments,
     Slice,
-    Stage,
     Sums,
-    in_order,
     moment_blobs,
-    no_answers,
     no_rows,
-    pieces,
     prepared_blobs,
-    raised,
-    unpacked,
 )
+from sameworld.engines.worker import Answer, Finish, Live, in_order, no_answers
 
 ROWS_A_TASK = 4_000_000
 """How many rows of a file are read by one task, at most."""
@@ -115,6 +114,19 @@ class Flow(Protocol):
     def close(self) -> None:
         """Give back what it has of its own."""
         ...
+
+
+@contextmanager
+def pickled_by_value(cloudpickle: Any, functions: Sequence[Callable[..., Any]]) -> Generator[None]:
+    """Have a cloudpickle, of which every engine has one, write the modules of functions as code meanwhile."""
+    modules = {sys.modules[function.__module__] for function in functions} - {sys.modules["__main__"]}
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def silent(_: str) -> None:

@@ -11,7 +11,7 @@ from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.engines.interface import Engine
 from sameworld.errors import DefinitionError
 
-EngineName = Literal["duckdb", "spark"]
+EngineName = Literal["duckdb", "spark", "ray", "dask"]
 
 
 @contextmanager
@@ -39,10 +39,18 @@ def opened_engine(
             from sameworld.engines.spark import spark_engine  # noqa: PLC0415 # needs PySpark and Java
 
             own = spark_engine(folder=folder, say=say)
+        case "ray":
+            from sameworld.engines.ray import ray_engine  # noqa: PLC0415 # needs Ray
+
+            own = ray_engine(folder=folder, say=say)
+        case "dask":
+            from sameworld.engines.dask import dask_engine  # noqa: PLC0415 # needs Dask
+
+            own = dask_engine(folder=folder, say=say)
         case _:
             raise DefinitionError(
                 f"There is no engine {engine!r}.",
-                expected="'duckdb', 'spark' or an engine",
+                expected="'duckdb', 'spark', 'ray', 'dask' or an engine",
                 do="correct the name.",
             )
     try:

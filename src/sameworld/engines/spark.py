@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from sameworld.engines.cluster import MEMORY_BYTES, ClusterEngine, silent
-from sameworld.engines.worker import Blobs, Stage
+from sameworld.engines.blobs import Blobs, Stage
+from sameworld.engines.cluster import MEMORY_BYTES, ClusterEngine, pickled_by_value, silent
 from sameworld.errors import DataError, DefinitionError
 
 try:
@@ -110,16 +110,8 @@ class SparkFlow:
             .mapInArrow(stage, _BLOBS)
         )
 
-    @contextmanager
-    def by_value(self, functions: Sequence[Callable[..., Any]]) -> Generator[None]:
-        modules = {sys.modules[function.__module__] for function in functions} - {sys.modules["__main__"]}
-        for module in modules:
-            cloudpickle.register_pickle_by_value(module)
-        try:
-            yield
-        finally:
-            for module in modules:
-                cloudpickle.unregister_pickle_by_value(module)
+    def by_value(self, functions: Sequence[Callable[..., Any]]) -> AbstractContextManager[None]:
+        return pickled_by_value(cloudpickle, functions)
 
     def collected(self, blobs: DataFrame) -> Iterable[pa.RecordBatch]:
         return blobs.toArrow().to_batches()

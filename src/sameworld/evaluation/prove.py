@@ -20,7 +20,7 @@ from sameworld.definitions.feature import Aggregate, Category, Derive, Feature
 from sameworld.definitions.model import Model, as_json
 from sameworld.definitions.parts import aggregate_columns, seen_by_tiers
 from sameworld.engines.duckdb import DuckDBEngine
-from sameworld.engines.interface import Asked, Rows
+from sameworld.engines.interface import Asked, Engine, Rows
 from sameworld.errors import ProofError
 from sameworld.stores import event_log
 from sameworld.stores import fingerprint as fingerprints
@@ -126,7 +126,7 @@ def prove(
     registry: Registry,
     state: Path,
     *,
-    engine: DuckDBEngine,
+    engine: Engine,
     against: Against = "log",
     say: Say = lambda _: None,
 ) -> Proof:
@@ -136,7 +136,7 @@ def prove(
         models: the world's, as it is now; a definition that changed since is a cause.
         registry: where the bundles that answered are.
         state: the server's folder.
-        engine: recomputes from the sources.
+        engine: recomputes from the sources. Where it is not of one machine, the causes of what differs are looked for here all the same.
         against: "log": files up to the cutover and the event log after it; "files": the files alone, as training reads them.
         say: told what is being done.
 
@@ -169,6 +169,7 @@ def prove(
                 (_candidate(where, prediction, number), row) for number, row in enumerate(prediction.rows())
             )
     functions = functions_in(models.values())
+    here = engine if isinstance(engine, DuckDBEngine) else DuckDBEngine(engine.folder)
     done: list[tuple[_Version, dict[str, pa.Array]]] = []
     for version, logged in by_version.items():
         bundle = registry.load(version, functions, without_code=True, unpickle=False)
@@ -178,7 +179,7 @@ def prove(
         # In the order of time, so that versions that were asked the same can share what is recomputed.
         logged.sort(key=lambda row: (row[1].t, repr(row[1].request)))
         current = models.get(bundle.model.name, bundle.model)
-        asked = _Version(proof, bundle, current, logged, state, engine, against)
+        asked = _Version(proof, bundle, current, logged, state, engine, here, against)
         known = next((columns for other, columns in done if asked.asks_the_same_as(other)), None)
         columns = asked.recompute(asked.rows, asked.features) if known is None else known
         done.append((asked, dict(columns)))
@@ -200,7 +201,8 @@ class _Version:
         current: Model,
         logged: list[tuple[str, Prediction]],
         state: Path,
-        engine: DuckDBEngine,
+        engine: Engine,
+        here: DuckDBEngine,
         against: Against,
     ) -> None:
         self.proof = proof
@@ -208,6 +210,7 @@ class _Version:
         self.logged = logged
         self.state = state
         self.engine = engine
+        self.here = here
         self.schemas = bundle.description.schemas
         self.current = current
         # What changed in the world file since the bundle was made is recomputed as it is now: that is the difference a user has to hear of.
@@ -303,7 +306,8 @@ class _Version:
         if chosen is not None:
             at, as_of = at[chosen], as_of[chosen]
             fields = {name: array.take(pa.array(chosen)) for name, array in fields.items()}
-        aggregates = self.engine.aggregates(
+        engine = self.engine if chosen is None else self.here
+        aggregates = engine.aggregates(
             groupings_of(aggregates_of(features.values())),
             self.schemas,
             Asked(pa.table(fields), at, np.minimum(at, as_of)),
@@ -457,7 +461,7 @@ class _Version:
         then = fingerprints.load(self.state).get(source.content)
         if source.content not in self.fingerprints:
             self.fingerprints[source.content] = fingerprints.fingerprint(
-                self.engine,
+                self.here,
                 source,
                 self.schemas[source.content],
                 self.served[source.content].cutover,
@@ -494,7 +498,7 @@ class _Version:
         """Give all row versions of the entity of one moment."""
         keys = pa.table({key: self.fields[key].slice(place, 1) for key in grouping.keys})
         schema = self.schemas[grouping.source.content]
-        return self.engine.entity_rows(grouping, schema, keys, rows)
+        return self.here.entity_rows(grouping, schema, keys, rows)
 
     def _past_cutover(self, grouping: Grouping, place: int) -> tuple[str, str] | None:
         """Look for a row of before the cutover that the files now say became readable after it, and that was never delivered."""

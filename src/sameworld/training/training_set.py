@@ -89,7 +89,7 @@ def training_set(
         model_or_features: a model, or name -> feature.
         moments: when to ask; a model's own by default.
         label: what came of a moment; a model's own by default.
-        engine: "duckdb" for this machine, "spark" for the session of this process or a local one; or an engine, such as `spark_engine(session)`.
+        engine: "duckdb" for this machine, "spark", "ray" or "dask" for the session of this process or a local one; or an engine, such as `spark_engine(session)`.
         world: "as_of", or "event_time" to see what a join on event times would have claimed.
         as_of: microseconds since 1970; labels are as known then, and null until they have matured. Now by default.
         folder: what relative paths start from.
