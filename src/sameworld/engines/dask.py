@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -128,13 +130,14 @@ class DaskFlow:
 
 @dataclass(frozen=True)
 class _Shipped:
-    """A function as bytes. Dask would pickle it by name, functions of a world file too."""
+    """A function as bytes: Dask would pickle it by name, functions of a world file too. With a number of its own: what it gave in another run is not what it gives, since files may have changed."""
 
     data: bytes
+    number: str
 
     @classmethod
     def of(cls, call: Callable[..., Blobs]) -> _Shipped:
-        return cls(cloudpickle.dumps(call))
+        return cls(cloudpickle.dumps(call), uuid.uuid4().hex)
 
     def opened(self) -> Any:
         return cloudpickle.loads(self.data)
@@ -208,5 +211,6 @@ def local_client(workers: int | None = None) -> Client:
         threads_per_worker=1,
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
+        silence_logs=logging.ERROR,  # every shuffle would warn that it begins
     )
     return Client(cluster)
