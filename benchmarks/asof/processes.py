@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,13 +14,33 @@ _PROC = Path("/proc")
 
 
 def of_session(session: int) -> list[int]:
-    """Give the ids of a session's processes: a child that leads its own session, and all that it started."""
-    found: list[int] = []
+    """Give the ids of a session's processes, of a child that leads its own session, and of all that they started, be it in sessions of their own as Ray's are."""
+    return _related(lambda process, _, its: session in (its, process))
+
+
+def descendants(ancestor: int) -> list[int]:
+    """Give the ids of all processes that a process and those it started have started."""
+    return _related(lambda _, parent, __: parent == ancestor)
+
+
+def _related(first: Callable[[int, int, int], bool]) -> list[int]:
+    """Give the processes of which something holds (its id, its parent's, its session), and all that they have started."""
+    children: dict[int, list[int]] = {}
+    found: dict[int, None] = {}
     for entry in _PROC.glob("[0-9]*/stat"):
         with suppress(OSError):  # it may have ended
-            if int(entry.read_text().rsplit(")", 1)[1].split()[3]) == session:
-                found.append(int(entry.parent.name))
-    return found
+            process, told = int(entry.parent.name), entry.read_text().rsplit(")", 1)[1].split()
+            parent, session = int(told[1]), int(told[3])
+            children.setdefault(parent, []).append(process)
+            if first(process, parent, session):
+                found[process] = None
+    waiting = list(found)
+    while waiting:
+        for child in children.get(waiting.pop(), ()):
+            if child not in found:
+                found[child] = None
+                waiting.append(child)
+    return list(found)
 
 
 def memory(processes: list[int], line: str) -> int:
@@ -47,12 +68,13 @@ def peak() -> int:
 def processor_seconds() -> float:
     """Give the processor time that this process and those it started have taken, on all cores together."""
     if sys.platform == "linux":
-        return sum(_ticks(process) for process in of_session(os.getsid(0))) / os.sysconf("SC_CLK_TCK")
+        return sum(ticks(process) for process in of_session(os.getsid(0))) / os.sysconf("SC_CLK_TCK")
     taken = os.times()
     return taken.user + taken.system + taken.children_user + taken.children_system
 
 
-def _ticks(process: int) -> int:
+def ticks(process: int) -> int:
+    """Give the processor time of a process and of those it started that have ended, in the system's ticks."""
     with suppress(OSError):
         # Its own, user and system, and that of those it started that have ended.
         return sum(

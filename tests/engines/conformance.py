@@ -212,6 +212,26 @@ def check_nothing(engine: Engine) -> None:
     assert [column.to_pylist() for column in of_nothing.values()] == [[0], [None]]
 
 
+def check_one_entity(engine: Engine) -> None:
+    """All rows and moments in one partition, and nothing in the others."""
+    told = [row(t, t, id=f"f{t}", v=t) for t in range(50)]
+    source = sw.Source(
+        "one",
+        pa.Table.from_pylist(told, schema=SCHEMA),
+        event_time="e",
+        available_at="a",
+        **VERSIONED["by_version"],
+    )
+    asked = asked_for([(("a", None, None), t, t) for t in range(0, 60, 7)])
+    aggregates = [source.by("k1").count(), source.by("k1").last("e")]
+    one = DuckDBEngine(threads=1)
+    expected = ask(one, aggregates, asked)
+    one.close()
+    assert [column.to_pylist() for column in ask(engine, aggregates, asked).values()] == [
+        column.to_pylist() for column in expected.values()
+    ]
+
+
 def check_an_error_arrives_as_it_was(engine: Engine) -> None:
     """An error of a worker is the error that one machine gives."""
     source = sw.Source(

@@ -21,6 +21,15 @@ def kill_executor(flag: str) -> None:
         os.kill(parent(daemon), signal.SIGKILL)
 
 
+FEW = ("pages", "grade", "scaled")
+"""The features of the world that are enough here: two groupings, one of a source with ids."""
+QUICK = {
+    "spark.locality.wait": "0s",
+    "spark.shuffle.io.maxRetries": "1",
+    "spark.shuffle.io.retryWait": "100ms",
+}
+"""So that Spark does not wait, in turn, for an executor that is not there any more."""
+
 if __name__ == "__main__":
     import sameworld as sw
     from sameworld.engines.spark import local_session, spark_engine
@@ -28,8 +37,10 @@ if __name__ == "__main__":
 
     world, to, as_of = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     session = local_session("local-cluster[2,1,1024]")
-    engine = spark_engine(session, world.parent, partitions=4)
+    engine = spark_engine(session, world.parent, partitions=2)
     options = {"folder": world.parent, "as_of": as_of, "rows_a_file": 16}
-    written = sw.write_training_set(load_world(world).model("pages"), to=to, engine=engine, **options)
+    model = load_world(world).model("pages")
+    few = {name: model.features[name] for name in FEW}
+    written = sw.write_training_set(few, moments=model.moments, to=to, engine=engine, **options)
     print(written.rows, written.parts)
     session.stop()

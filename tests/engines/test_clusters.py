@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from cluster_sessions import CLUSTERS, cluster_engine_in, needs_java, spark_session
 from conformance import HOUR, bytes_of, make_world
+from executor_loss import FEW, QUICK
 
 import sameworld as sw
 from sameworld.engines.contents import content_of
@@ -161,13 +162,6 @@ def make_deadly_world(folder: Path, kill: str) -> tuple[Path, Path]:
     return path, flag
 
 
-def write_on_one_machine(path: Path) -> tuple[Any, dict[str, bytes]]:
-    """Give a world's model and the files of its training set."""
-    model = load_world(path).model("pages")
-    sw.write_training_set(model, to=path.parent / "one", cache=False, folder=path.parent, **OPTIONS)
-    return model, bytes_of(path.parent / "one")
-
-
 OPTIONS: dict[str, Any] = {"as_of": AS_OF, "rows_a_file": 16}
 
 
@@ -175,22 +169,27 @@ def test_a_worker_that_is_killed_changes_nothing(cluster: str, tmp_path: Path) -
     path, killed = make_deadly_world(
         tmp_path, "open(FLAG, 'w').close(); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    model, expected = write_on_one_machine(path)
+    model = load_world(path).model("pages")
+    sw.write_training_set(model, to=tmp_path / "one", cache=False, folder=tmp_path, **OPTIONS)
     assert not killed.exists()
 
     engine = cluster_engine_in(cluster)(tmp_path)
     sw.write_training_set(model, to=tmp_path / "other", engine=engine, folder=tmp_path, **OPTIONS)
 
     assert killed.exists()
-    assert bytes_of(tmp_path / "other") == expected
+    assert bytes_of(tmp_path / "other") == bytes_of(tmp_path / "one")
 
 
 @needs_java
 def test_an_executor_that_is_killed_changes_nothing(tmp_path: Path) -> None:
     path, killed = make_deadly_world(tmp_path, "import executor_loss; executor_loss.kill_executor(FLAG)")
-    _, expected = write_on_one_machine(path)
+    model = load_world(path).model("pages")
+    few = {name: model.features[name] for name in FEW}
+    one = {"moments": model.moments, "to": tmp_path / "one", "cache": False, "folder": tmp_path}
+    sw.write_training_set(few, **one, **OPTIONS)
     assert not killed.exists()
     here = Path(__file__).resolve()
+    submitted = " ".join([*(f"--conf {name}={value}" for name, value in QUICK.items()), "pyspark-shell"])
     found = os.pathsep.join([str(here.parents[2] / "src"), str(here.parent)])
 
     done = subprocess.run(
@@ -201,7 +200,7 @@ def test_an_executor_that_is_killed_changes_nothing(tmp_path: Path) -> None:
             str(tmp_path / "other"),
             str(AS_OF),
         ],
-        env={**os.environ, "PYTHONPATH": found},
+        env={**os.environ, "PYTHONPATH": found, "PYSPARK_SUBMIT_ARGS": submitted},
         capture_output=True,
         text=True,
         check=False,
@@ -210,4 +209,4 @@ def test_an_executor_that_is_killed_changes_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert killed.exists()
     assert "Lost executor" in done.stderr
-    assert bytes_of(tmp_path / "other") == expected
+    assert bytes_of(tmp_path / "other") == bytes_of(tmp_path / "one")

@@ -49,6 +49,10 @@ def test_nothing_has_the_same_types(engine: Engine) -> None:
     conformance.check_nothing(engine)
 
 
+def test_more_partitions_than_entities_are_empty_ones(engine: Engine) -> None:
+    conformance.check_one_entity(engine)
+
+
 def test_an_error_in_a_worker_arrives_as_it_was(engine: Engine) -> None:
     conformance.check_an_error_arrives_as_it_was(engine)
 

@@ -5,12 +5,14 @@ Nothing here knows which engine it is, and no engine knows what it moves.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import sys
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import msgspec
@@ -33,9 +35,11 @@ from sameworld.engines.blobs import (
     raised,
     unpacked,
 )
+from sameworld.engines.cache import Cache
 from sameworld.engines.duckdb import DuckDBEngine, is_csv, on_clocks
 from sameworld.engines.interface import Ask, Asked, MomentTable, Rows
-from sameworld.engines.kept_rows import code
+from sameworld.engines.kept_parts import KIND, Keep, key_of, sweep
+from sameworld.engines.kept_rows import code, named_content
 from sameworld.engines.reading import (
     Digests,
     MomentSlices,
@@ -144,6 +148,7 @@ class ClusterEngine:
         folder: what relative paths in definitions start from; the same on every machine.
         partitions: how many parts a source's rows are put into; about one for every 4 million rows by default.
         memory_bytes: how much of a partition's rows one task holds in memory; the rest waits on its machine's disk.
+        cache: a folder that all machines share, to keep there the rows of sources that are Parquet files, in partitions of entities; without it nothing is kept.
         say: told what is being done.
     """
 
@@ -154,9 +159,11 @@ class ClusterEngine:
         *,
         partitions: int | None = None,
         memory_bytes: int = MEMORY_BYTES,
+        cache: Path | None = None,
         say: Callable[[str], None] = silent,
     ) -> None:
         self._flow, self._partitions, self._memory, self._say = flow, partitions, memory_bytes, say
+        self._cache = None if cache is None else Cache(cache.resolve())
         # Workers need not be where the driver is.
         self._driver = DuckDBEngine((folder or Path()).resolve())
 
@@ -217,12 +224,12 @@ class ClusterEngine:
         found = {question.number: [no_answers(con, question)] for question in questions}
         times = (np.arange(count), asked.at, asked.as_of)
         moments = [b for question in questions for b in moment_blobs(con, question, asked.keys, *times)]
-        prepared = self._prepared(questions, groupings, rows, given=moments)
-        answers = self._flow.shuffled(
-            prepared, _parts(questions), self._stage(Answer(questions, self._memory))
-        )
-        for kind, data in _checked(self._flow.collected(answers)):
-            found[kind - FIRST_ANSWER].append(unpacked(data))
+        with self._kept(questions, groupings, rows) as kept:
+            prepared = self._prepared(questions, groupings, rows, given=moments, kept=kept)
+            answer = self._stage(Answer(questions, self._memory, kept=kept))
+            answers = self._flow.shuffled(prepared, _parts(questions), answer)
+            for kind, data in _checked(self._flow.collected(answers)):
+                found[kind - FIRST_ANSWER].append(unpacked(data))
         columns = [in_order(found.pop(question.number), count) for question in questions]
         return {name: column for some in columns for name, column in some.items()}
 
@@ -278,15 +285,15 @@ class ClusterEngine:
         sent = functools.partial(self._moments, send, slices, raw, dict(schema), moments.timezone)
         (asking, own), (finishing, mine) = sent(finishing=False), sent(finishing=True)
         groupings = [ask.grouping for ask in asks]
-        prepared = self._prepared(questions, groupings, rows, given=own, more=asking)
-        answer = Answer(questions, self._memory, rows_a_part, parts)
-        answers = self._flow.shuffled(prepared, _parts(questions), self._stage(answer))
         given = [self._flow.given(pa.Table.from_batches(mine, BLOBS))] if mine else []
         last = Finish(questions, rows_a_part, nothing.fields.column_names, finish)
-        with self._flow.by_value(functions):
+        with self._kept(questions, groupings, rows) as kept, self._flow.by_value(functions):
+            prepared = self._prepared(questions, groupings, rows, given=own, more=asking, kept=kept)
+            answer = self._stage(Answer(questions, self._memory, rows_a_part, parts, kept))
+            answers = self._flow.shuffled(prepared, _parts(questions), answer)
             together = self._flow.union([*finishing, *given, answers])
             told = self._flow.collected(self._flow.shuffled(together, parts, self._stage(last)))
-        return count, [data.to_pybytes() for _, data in _checked(told)]
+            return count, [data.to_pybytes() for _, data in _checked(told)]
 
     def _moments(
         self,
@@ -344,6 +351,7 @@ class ClusterEngine:
         *,
         given: Sequence[pa.RecordBatch],
         more: Sequence[Any] = (),
+        kept: Mapping[int, Path] = MappingProxyType({}),
     ) -> Any:
         """Have, for every question, moments and the rows that they may read, in partitions of entities.
 
@@ -353,15 +361,61 @@ class ClusterEngine:
             rows: source content -> where its rows are.
             given: the moments that the driver has.
             more: those that the engine has.
+            kept: the questions whose rows need not be read.
         """
-        plain = [(q, g) for q, g in zip(questions, groupings, strict=True) if g.source.id is None]
-        facts = [(q, g) for q, g in zip(questions, groupings, strict=True) if g.source.id is not None]
+        asked = [(q, g) for q, g in zip(questions, groupings, strict=True) if q.number not in kept]
+        plain = [(q, g) for q, g in asked if g.source.id is None]
+        facts = [(q, g) for q, g in asked if g.source.id is not None]
         found = [*more, *self._read(plain, rows, given)]
         if facts:
             versions = self._flow.union(self._read(facts, rows, ()))
             live = self._stage(Live(questions))
             found.append(self._flow.shuffled(versions, _parts(questions), live))
         return self._flow.union(found)
+
+    @contextmanager
+    def _kept(
+        self, questions: Sequence[Question], groupings: Sequence[Grouping], rows: Mapping[str, Rows]
+    ) -> Generator[dict[int, Path]]:
+        """Give the folders in which the rows of questions are kept; where they could be and are not yet, workers write them first."""
+        found: dict[int, Path] = {}
+        with ExitStack() as pins:
+            for question, grouping in zip(questions, groupings, strict=True):
+                where = _rows_of(grouping, rows)
+                if self._cache is None or where.log is not None or self._slices(where.data) is None:
+                    continue
+                files = self._driver.files(where.data) or []
+                contents = [
+                    named_content(file, digest)
+                    for file, (_, digest) in zip(files, self.digests(files), strict=True)
+                ]
+                key, made_of = key_of(question, grouping, contents, where.cutover)
+                with self._cache.lock(KIND, key):
+                    if self._cache.get(KIND, key) is None:
+                        self._keep(self._cache, key, made_of, question, grouping, rows)
+                folder = pins.enter_context(self._cache.pinned(KIND, key))
+                if folder is not None:
+                    found[question.number] = folder
+            yield found
+
+    def _keep(
+        self,
+        cache: Cache,
+        key: str,
+        made_of: Mapping[str, Any],
+        question: Question,
+        grouping: Grouping,
+        rows: Mapping[str, Rows],
+    ) -> None:
+        """Have workers write the rows of a question."""
+        title = f"{grouping.source.name} by {', '.join(grouping.keys)}"
+        self._say(f"putting {title} into {question.parts:,} partitions")
+        alone = dataclasses.replace(question, number=0)
+        with cache.build(KIND, key, title, made_of) as building:
+            prepared = self._prepared([alone], [grouping], rows, given=())
+            written = self._flow.shuffled(prepared, alone.parts, self._stage(Keep(building.folder)))
+            assert not list(_checked(self._flow.collected(written)))
+            sweep(building.folder)
 
     def _read(
         self,

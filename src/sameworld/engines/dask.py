@@ -48,17 +48,18 @@ def dask_engine(
     *,
     partitions: int | None = None,
     memory_bytes: int = MEMORY_BYTES,
+    cache: Path | None = None,
     say: Callable[[str], None] = silent,
 ) -> ClusterEngine:
     """Give an engine that works on Dask.
 
     Args:
         client: of a cluster; it is not closed. Without one, that of this process, or one of a local cluster that is stopped in the end.
-        folder, partitions, memory_bytes, say: as for `ClusterEngine`.
+        folder, partitions, memory_bytes, cache, say: as for `ClusterEngine`.
     """
     active = client or _active()
     flow = DaskFlow(active or local_client(), own=active is None)
-    return ClusterEngine(flow, folder, partitions=partitions, memory_bytes=memory_bytes, say=say)
+    return ClusterEngine(flow, folder, partitions=partitions, memory_bytes=memory_bytes, cache=cache, say=say)
 
 
 class DaskFlow:

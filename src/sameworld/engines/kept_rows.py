@@ -158,8 +158,7 @@ class KeptRows:
         """Give path -> digest of the file's contents, with the columns that its folders name (`day=2026-01-31`)."""
         found = fingerprint_of_files(files, self._cache, self._threads)
         return {
-            str(path): " ".join([digest, *(part for part in path.parts[:-1] if "=" in part)])
-            for path, (_, _, digest) in zip(files, found, strict=True)
+            str(path): named_content(path, digest) for path, (_, _, digest) in zip(files, found, strict=True)
         }
 
     def _opened(self, key: str, folder: Path, contents: Mapping[str, str]) -> Opened:
@@ -436,6 +435,11 @@ def _about(base: Entry) -> dict[str, Any]:
 
 
 @functools.cache
+def named_content(file: Path, digest: str) -> str:
+    """Give what is in a file, the columns included that its folders name (`day=2026-01-31`)."""
+    return " ".join([digest, *(part for part in file.parts[:-1] if "=" in part)])
+
+
 def code() -> str:
     """A hash of the code that gives values their meaning (between releases the version says nothing), and of what its results depend on besides."""
     state = hashlib.blake2b(digest_size=16)

@@ -37,6 +37,7 @@ def ray_engine(
     *,
     partitions: int | None = None,
     memory_bytes: int = MEMORY_BYTES,
+    cache: Path | None = None,
     say: Callable[[str], None] = silent,
 ) -> ClusterEngine:
     """Give an engine that works on Ray.
@@ -44,12 +45,14 @@ def ray_engine(
     Args:
         address: of a cluster, as `ray.init` takes it ("auto", "ray://head:10001"); it is left as it is in the end. Without one, the cluster that this process is
             connected to, or a local one that is stopped in the end.
-        folder, partitions, memory_bytes, say: as for `ClusterEngine`.
+        folder, partitions, memory_bytes, cache, say: as for `ClusterEngine`.
     """
     own = not ray.is_initialized()
     if own:
         local_ray() if address is None else ray.init(address)
-    return ClusterEngine(RayFlow(own=own), folder, partitions=partitions, memory_bytes=memory_bytes, say=say)
+    return ClusterEngine(
+        RayFlow(own=own), folder, partitions=partitions, memory_bytes=memory_bytes, cache=cache, say=say
+    )
 
 
 @dataclass(frozen=True)

@@ -50,17 +50,18 @@ def spark_engine(
     *,
     partitions: int | None = None,
     memory_bytes: int = MEMORY_BYTES,
+    cache: Path | None = None,
     say: Callable[[str], None] = silent,
 ) -> ClusterEngine:
     """Give an engine that works on Spark.
 
     Args:
         session: yours; it is not stopped. Without one, that of this process, or a local one that is stopped in the end.
-        folder, partitions, memory_bytes, say: as for `ClusterEngine`.
+        folder, partitions, memory_bytes, cache, say: as for `ClusterEngine`.
     """
     active = session or SparkSession.getActiveSession()
     flow = SparkFlow(active or local_session(), own=active is None)
-    return ClusterEngine(flow, folder, partitions=partitions, memory_bytes=memory_bytes, say=say)
+    return ClusterEngine(flow, folder, partitions=partitions, memory_bytes=memory_bytes, cache=cache, say=say)
 
 
 class SparkFlow:

@@ -6,8 +6,9 @@ A function here sees the blobs of one or several partitions, sorted by (part, ki
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -21,6 +22,7 @@ from sameworld.asof.threads import SERIAL
 from sameworld.engines.answer import answer, fact_columns, key_names
 from sameworld.engines.blobs import ERROR, FIRST_ANSWER, MOMENTS, ROWS, Blobs, blob, by_part, cut, unpacked
 from sameworld.engines.interface import MomentTable
+from sameworld.engines.kept_parts import rows_of
 from sameworld.engines.reading import Question, connected, cut_by, no_rows, small
 
 
@@ -64,12 +66,14 @@ class Answer:
         memory: bytes of rows that a worker holds; more of them wait on its disk.
         rows_a_part: answers go where others about the same so many moments are; None: all of them go to one place.
         parts: how many such places there are.
+        kept: the number of a question -> the folder with its rows, for one whose rows do not come.
     """
 
     questions: Sequence[Question]
     memory: int
     rows_a_part: int | None = None
     parts: int = 1
+    kept: Mapping[int, Path] = field(default_factory=dict[int, Path])
 
     def __call__(self, blobs: Blobs) -> Blobs:
         with connected() as con:
@@ -87,6 +91,8 @@ class Answer:
                 if moments:
                     question = self.questions[part // self.questions[0].parts]
                     rows = (unpacked(data) for _, data in rest)
+                    if question.number in self.kept:
+                        rows = rows_of(self.kept[question.number], part % question.parts)
                     yield from self._placed(question, answered(con, question, moments, rows, self.memory))
 
     def _placed(self, question: Question, answers: pa.Table) -> Blobs:
