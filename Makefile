@@ -44,7 +44,7 @@ $(BENCH_READY): pyproject.toml constraints.txt benchmarks/requirements.txt bench
 	.venv-bench-feast/bin/python -m pip install -q -r benchmarks/requirements-feast.txt
 	@touch $(BENCH_READY)
 
-bench-all: $(BENCH_READY) ## the same against everybody: installs pandas, Polars, Spark and Feast beside .venv
+bench-all: $(BENCH_READY) ## the same against everybody: installs pandas, Polars, Spark, Ray, Dask and Feast beside .venv
 	.venv-bench/bin/python -m benchmarks.asof $(BENCH)
 
 chaos: $(READY) ## load a server while workers and models are broken, and check what it promises; flags in CHAOS="..."

@@ -414,7 +414,8 @@ class ClusterEngine:
         with cache.build(KIND, key, title, made_of) as building:
             prepared = self._prepared([alone], [grouping], rows, given=())
             written = self._flow.shuffled(prepared, alone.parts, self._stage(Keep(building.folder)))
-            assert not list(_checked(self._flow.collected(written)))
+            told = list(_checked(self._flow.collected(written)))
+            assert not told, "who writes rows tells nothing but errors"
             sweep(building.folder)
 
     def _read(

@@ -44,10 +44,11 @@ def ray_engine(
 
     Args:
         address: of a cluster, as `ray.init` takes it ("auto", "ray://head:10001"); it is left as it is in the end. Without one, the cluster that this process is
-            connected to, or a local one that is stopped in the end.
+            connected to, or that RAY_ADDRESS names, or a local one that is stopped in the end.
         folder, partitions, memory_bytes, cache, say: as for `ClusterEngine`.
     """
     own = not ray.is_initialized()
+    address = address or os.environ.get("RAY_ADDRESS")
     if own:
         local_ray() if address is None else ray.init(address)
     return ClusterEngine(
@@ -185,4 +186,5 @@ def local_ray(**options: Any) -> None:
     """
     # Ray tells its makers how it is used, unless it is told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1", **options)
+    options = {"include_dashboard": False, "log_to_driver": False, **options}
+    ray.init("local", _node_ip_address="127.0.0.1", **options)
