@@ -98,10 +98,12 @@ def train(
             for name, s in trained.scores.items()
             if name not in ALSO
         },
-        "also": {name: trained.scores[name].value for name in ALSO if name in trained.scores},
         "rows": trained.rows,
         "seconds": trained.seconds,
     }
+    also = {name: trained.scores[name].value for name in ALSO if name in trained.scores}
+    if trained.bundle.model.ranking is not None:
+        facts["also"] = also
     if as_json:
         show.json_out(facts)
         return
@@ -116,7 +118,7 @@ def train(
     for name, score in facts["scores"].items():
         table.add_row(name, f"{score['value']:.4f}", f"{score['low']:.4f} to {score['high']:.4f}")
     show.out.print(table)
-    if also := {name: value for name, value in facts["also"].items() if name != "log_loss"}:
+    if "also" in facts:
         show.out.print(f"model: {', '.join(f'{name} {value:.4f}' for name, value in also.items())}")
     rows = trained.rows
     show.out.print(

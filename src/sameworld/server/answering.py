@@ -325,8 +325,10 @@ class Answering:
             if mine is not seen.different:
                 places = [row.place for row in mine]
                 rows, vectors = rows[places], [vectors[place] for place in places]
-            scorer = tier.scorer or served.bundle.scorer
-            values = scorer.scores_of(rows) if served.ranks is None else scorer.raw_of(rows)
+            if served.ranks is None:
+                values = (tier.scorer or served.bundle).scores_of(rows)
+            else:
+                values = (tier.scorer or served.bundle.scorer).raw_of(rows)
         except Exception as error:  # noqa: BLE001 # whatever breaks, the caller gets the declared fallback and it is counted
             self._fail(seen, own, tier, reason, said(_told(error)))
             return
