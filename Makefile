@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_READY := .venv-bench/.ready
+SERVING := .venv-serving
 BENCH ?=
 CHAOS ?=
 
@@ -47,10 +48,14 @@ $(BENCH_READY): pyproject.toml constraints.txt benchmarks/requirements.txt bench
 bench-all: $(BENCH_READY) ## the same against everybody: installs pandas, Polars, Spark, Ray, Dask and Feast beside .venv
 	.venv-bench/bin/python -m benchmarks.asof $(BENCH)
 
+bench-serving: $(READY) ## requests a second beside seven other servers, which it installs; needs wrk (apt-get install wrk); flags in BENCH="..."
+	$(PYTHON) -m benchmarks.serving.install $(SERVING)
+	$(BIN)/python -m benchmarks.serving $(BENCH)
+
 chaos: $(READY) ## load a server while workers and models are broken, and check what it promises; flags in CHAOS="..."
 	$(BIN)/python -m benchmarks.chaos $(CHAOS)
 
 clean: ## remove what the other words made
-	rm -rf $(VENV) .venv-bench .venv-bench-feast demo .sameworld examples/*/data
+	rm -rf $(VENV) .venv-bench .venv-bench-feast $(SERVING) demo .sameworld examples/*/data
 
-.PHONY: help install demo test check bench bench-portfolio bench-all chaos clean
+.PHONY: help install demo test check bench bench-portfolio bench-all bench-serving chaos clean
