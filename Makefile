@@ -37,6 +37,12 @@ bench: $(READY) ## print ratios against what you would use instead, of what is i
 bench-portfolio: $(READY) ## what 1, 30 and 300 models in one server cost; flags in BENCH="..."
 	$(BIN)/python -m benchmarks.portfolio $(BENCH)
 
+bench-ingestion: $(READY) ## what it costs to take events, and what readers notice; flags in BENCH="..."
+	$(BIN)/python -m benchmarks.ingestion $(BENCH)
+
+bench-reading: $(READY) ## what it costs to read 200 features of one request; flags in BENCH="..."
+	$(BIN)/python -m benchmarks.reading $(BENCH)
+
 $(BENCH_READY): pyproject.toml constraints.txt benchmarks/requirements.txt benchmarks/requirements-feast.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install -q -c constraints.txt -e .
@@ -58,4 +64,4 @@ chaos: $(READY) ## load a server while workers and models are broken, and check 
 clean: ## remove what the other words made
 	rm -rf $(VENV) .venv-bench .venv-bench-feast $(SERVING) demo .sameworld examples/*/data
 
-.PHONY: help install demo test check bench bench-portfolio bench-all bench-serving chaos clean
+.PHONY: help install demo test check bench bench-portfolio bench-ingestion bench-reading bench-all bench-serving chaos clean

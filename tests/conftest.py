@@ -1,9 +1,11 @@
 """Worlds that several tests look at; a test that changes one takes a copy."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from ranking_world import POINTWISE, RANKING_WORLD, make_ranking
+from redis_server import RedisServer
 from small_world import DERIVED, WORLD, SmallWorld, make
 
 
@@ -38,3 +40,11 @@ def trained(trained_world: SmallWorld, tmp_path: Path) -> SmallWorld:
 def played(played_world: SmallWorld, tmp_path: Path) -> SmallWorld:
     """A replayed world that the test may change."""
     return played_world.copy(tmp_path / "world")
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[RedisServer]:
+    """A Redis of the tests' own; each begins by emptying it."""
+    server = RedisServer()
+    yield server
+    server.close()

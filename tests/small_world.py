@@ -217,7 +217,7 @@ class SmallWorld:
         chosen = (moments.at >= start) & (moments.at < end)
         return MomentTable(moments.at[chosen], moments.fields.filter(pa.array(chosen)))
 
-    def play(self) -> Played:
+    def play(self, **options: Any) -> Played:
         """Replay the days after the training through a server in this process."""
         source = next(iter(self.load().models.values())).sources[0]
         engine = self.engine()
@@ -229,7 +229,7 @@ class SmallWorld:
         ]
 
         async def played() -> Played:
-            async with serving(self.config(replay=True), cutover=UNTIL) as client:
+            async with serving(self.config(replay=True, **options), cutover=UNTIL) as client:
                 return await replay(client, self.models, self.asks(), feeds)  # type: ignore[arg-type] # speaks like a Client
 
         return asyncio.run(played())

@@ -15,6 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import msgspec
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,7 @@ from every_aggregation import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from redis_server import RedisServer
 
 import sameworld as sw
 from sameworld.asof.aggregations import AGGREGATIONS
@@ -48,6 +50,7 @@ from sameworld.stores import event_log
 from sameworld.stores.events import EventReader
 from sameworld.stores.history import served_rows
 from sameworld.stores.online import OnlineStore, Taken
+from sameworld.stores.redis import Shared
 from sameworld.testing import oracle
 
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -72,6 +75,7 @@ NAMED: dict[str, dict[str, str]] = {
     "by_version": {"id": "id", "version": "v", "deleted": "d"},
 }
 CLOSING = ["closing by_arrival", "closing by_version"]
+ON_ONE_HOST = [(versions, "lmdb") for versions in [*NAMED, *CLOSING]]
 CONDITION = "x > 0 OR s = 'u'"
 LONG = "ж" * 300  # longer than a key of the index may be
 ENTITIES: list[tuple[str | None, int | None, bool | None, int | None]] = [
@@ -233,6 +237,7 @@ class World:
     told: list[Told] = field(default_factory=list)
     engine: DuckDBEngine = field(default_factory=lambda: DuckDBEngine(threads=1))
     store: OnlineStore | None = None
+    redis: str | None = None
 
     def open(self, aggregates: Sequence[Aggregate] | None = None, *, fill: bool = True) -> OnlineStore:
         """Close the store and open it for some of the aggregates (all by default)."""
@@ -247,6 +252,7 @@ class World:
             replay=self.replay,
             clock=self.clock,
             chunk_rows=self.chunk_rows,
+            shared=Shared(self.folder, self.redis, reading_seconds=5.0) if self.redis else None,
         )
         if fill:
             self.store.fill(self.engine, cutover=self.cutover)
@@ -270,9 +276,10 @@ class World:
         """Read aggregates (all by default) of every entity through one snapshot; give (column, key) -> bits."""
         assert self.store is not None
         wanted = self.aggregates if aggregates is None else aggregates
-        with self.store.snapshot() as snapshot:
+        groupings = narrowed(self.store.groupings, wanted)
+        with self.store.snapshot(lambda: [(groupings, FIELDS)], t) as snapshot:
             at = snapshot.moment() if t is None else t
-            values = snapshot.aggregates(narrowed(self.store.groupings, wanted), FIELDS, at)
+            values = snapshot.aggregates(groupings, FIELDS, at)
         return found_in(values, wanted)
 
     def read_in_batch(
@@ -321,6 +328,7 @@ def world(
     cutover: int = 10,
     chunk_rows: int = 3,
     within: str | None = None,
+    redis: RedisServer | None = None,
 ) -> Iterator[World]:
     """Give a world with its store filled."""
     table = pa.Table.from_pylist(list(files), schema=SCHEMA)
@@ -332,6 +340,9 @@ def world(
             source, Path(folder) / "state", replay, cutover, FakeClock(cutover), chunk_rows,
             [aggregate_of(source, spec) for spec in specs],
         )  # fmt: skip
+        if redis is not None:
+            redis.empty()
+            made.redis = redis.address
         read = [row for row in files if row["a"] is not None and row["a"] < cutover]
         ties = ties_of(source, read)
         made.told = [Told(row, row["a"], tie) for row, tie in zip(read, ties, strict=True)]
@@ -424,10 +435,12 @@ def split(items: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("versions", [*NAMED, *CLOSING])
+@pytest.mark.parametrize(("versions", "store"), [*ON_ONE_HOST, ("by_version", "redis")])
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_a_replay_through_the_store_equals_the_oracle_bit_for_bit(versions: str, data: st.DataObject) -> None:
+def test_a_replay_through_the_store_equals_the_oracle_bit_for_bit(
+    versions: str, store: str, redis: RedisServer, data: st.DataObject
+) -> None:
     # given files with everything, of which a part becomes readable before the cutover
     history = data.draw(histories, "history")
     history += [
@@ -442,8 +455,9 @@ def test_a_replay_through_the_store_equals_the_oracle_bit_for_bit(versions: str,
         data.draw(st.lists(st.integers(cutover, 60), min_size=1, max_size=4, unique=True), "moments")
     )
     with world(
-        versions, wanted, files=history, replay=True, cutover=cutover, chunk_rows=chunk_rows, within=within
-    ) as here:
+        versions, wanted, files=history, replay=True, cutover=cutover, chunk_rows=chunk_rows, within=within,
+        redis=redis if store == "redis" else None,
+    ) as here:  # fmt: skip
         everything = here.aggregates
         assert here.store is not None
         rest = [row for row in history if row["a"] is not None and row["a"] >= cutover]
@@ -476,11 +490,13 @@ def test_a_replay_through_the_store_equals_the_oracle_bit_for_bit(versions: str,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("versions", [*NAMED, *CLOSING])
+@pytest.mark.parametrize(
+    ("versions", "store"), [*ON_ONE_HOST, ("append_only", "redis"), ("closing by_arrival", "redis")]
+)
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_live_store_equals_the_oracle_at_every_snapshot_bit_for_bit(
-    versions: str, data: st.DataObject
+    versions: str, store: str, redis: RedisServer, data: st.DataObject
 ) -> None:
     # given files, and events that will come whenever they come
     files = data.draw(st.lists(rows, max_size=10), "files")
@@ -490,7 +506,10 @@ def test_a_live_store_equals_the_oracle_at_every_snapshot_bit_for_bit(
     within = closing(versions, data)
     served = data.draw(st.integers(1, len(wanted)), "models")
     chunk_rows = data.draw(st.integers(2, 5), "chunk_rows")
-    with world(versions, wanted, files=files, cutover=cutover, chunk_rows=chunk_rows, within=within) as here:
+    with world(
+        versions, wanted, files=files, cutover=cutover, chunk_rows=chunk_rows, within=within,
+        redis=redis if store == "redis" else None,
+    ) as here:  # fmt: skip
         everything = here.aggregates
         sizes = data.draw(st.lists(st.integers(1, 5), max_size=8), "sizes")
         deliveries = [(f"key {number}", part) for number, part in enumerate(split(history, sizes))]
@@ -1108,6 +1127,88 @@ def test_an_event_that_is_not_the_sources_is_refused_and_nothing_is_taken() -> N
             with pytest.raises(DataError):
                 here.store.prepare("rows", "1", events)
         assert not list(event_log.deliveries(here.folder / "events"))
+
+
+def as_arrow(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as out:
+        out.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def test_events_in_arrow_are_read_as_the_same_in_json() -> None:
+    wanted = [{**row(id=f"{i}", v=i, k1="a", k2=1, k3=True, k4=2, e=3 + i), **filled(i)} for i in range(9)]
+    reader = EventReader(sw.Source("rows", pa.table({}), event_time="e", available_at="a"), schema_of())
+    table = pa.Table.from_pylist(wanted, schema=SCHEMA)
+    assert reader.read(as_arrow(table)).equals(reader.read(as_events(wanted)))
+    # of like types, in another order, and without columns that are null
+    narrow = table.select([name for name in reversed(SCHEMA.names) if name not in ("a", "d")])
+    narrow = narrow.set_column(0, "s", narrow["s"].cast(pa.large_string()).dictionary_encode())
+    narrow = narrow.set_column(narrow.column_names.index("v"), "v", narrow["v"].cast(pa.int8()))
+    assert reader.read(as_arrow(narrow)).equals(reader.read(as_events(wanted)))
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"e": pa.array([None], INSTANT)}, "Event 0 has no time."),
+        ({"e": pa.array([1], pa.timestamp("us"))}, "An event's value does not fit its column."),
+        ({"e": pa.array(["1970-01-01T00:00:00Z"])}, "An event's value does not fit its column."),
+        ({"e": pa.array([1], INSTANT), "small": pa.array([1 << 20])}, "An event's value does not fit its column."),
+        ({"e": pa.array([1], INSTANT), "n": pa.array([1.0])}, "An event's value does not fit its column."),
+        ({"e": pa.array([1], INSTANT), "m": pa.array([Decimal("0.001")])}, "An event's value does not fit its column."),
+        ({"e": pa.array([1], INSTANT), "amuont": pa.array([1.0])}, "Source 'rows' has no column 'amuont'."),
+    ],
+)  # fmt: skip
+def test_events_in_arrow_that_are_not_the_sources_are_refused(
+    columns: dict[str, pa.Array], said: str
+) -> None:
+    reader = EventReader(sw.Source("rows", pa.table({}), event_time="e", available_at="a"), schema_of())
+    with pytest.raises(DataError) as refused:
+        reader.read(as_arrow(pa.table(columns)))
+    assert refused.value.what == said
+    with pytest.raises(DataError, match="The events cannot be read"):
+        reader.read(as_arrow(pa.table(columns))[:-40])
+
+
+def test_a_delivery_that_cannot_be_prepared_is_refused_alone() -> None:
+    with world() as here:
+        assert here.store is not None
+        good, bad, other = (here.store.prepare("rows", key, as_events([row(k1="a")])) for key in "gbo")
+        written = here.store._written_now()["rows"]
+        prepare = written.preparer.prepare
+
+        def prepared(raw: pa.Table) -> pa.Table:
+            if raw.num_rows != 1 or raw is bad.raw:
+                raise duckdb.ConversionException("as for a value that no schema foresees")
+            return prepare(raw)
+
+        written.preparer.prepare = prepared  # type: ignore[method-assign]
+        answers = here.store.commit([good, bad, other])
+        assert answers[0] == Taken(1, False, 1)
+        assert isinstance(answers[1], duckdb.Error)
+        assert answers[2] == Taken(1, False, 2)
+
+
+def test_rows_of_one_commit_lie_as_if_they_had_come_one_by_one() -> None:
+    # many rows of one entity at once, before, between and after those that are there, equal times among them
+    for order in (
+        [5, 1, 9, 5, 5, 3, 5, 7, 2, 5],
+        [9, 8, 7, 6, 5, 4, 3, 2, 1, 0],
+        [1, 1, 1, 1, 1, 1, 1, 2, 2],
+    ):
+        with world("by_arrival", [SUM_LONG]) as here, world("by_arrival", [SUM_LONG]) as other:
+            made = [row(id=str(i), k1="a", e=e, x=i / 3, s=f"{i}") for i, e in enumerate(order)]
+            for part, rows_of_it in enumerate((made[:4], made[4:])):
+                here.clock.time += 5
+                other.clock.time = here.clock.time
+                tell(here, f"{part}", rows_of_it)
+                assert other.store is not None
+                for number, one in enumerate(rows_of_it):
+                    other.take((f"{part} {number}", [one]))
+            here.check(here.moment())
+            other.clock.time = here.clock.time = 40
+            assert count_of(here, "a") == count_of(other, "a")
 
 
 def test_the_cutover_is_recorded_once() -> None:

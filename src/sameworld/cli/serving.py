@@ -48,6 +48,14 @@ from sameworld.errors import DefinitionError
     help="What models may take in each worker, such as 2GB, with the processes of guarded ones: those asked the longest ago are unloaded, and come back when they are asked. All are kept without it.",
 )
 @click.option(
+    "--store",
+    metavar="ADDRESS",
+    help="Where several hosts share one store, such as redis://HOST:6379/0: this one publishes every commit there and reads there. Needs sameworld[redis].",
+)
+@click.option(
+    "--follow", is_flag=True, help="Another host takes events and publishes to --store; this one reads."
+)
+@click.option(
     "--replay", is_flag=True, help="Moments and available times come from outside, in the order of time."
 )
 @click.option(
@@ -121,6 +129,7 @@ def serve(
         world=str(loaded.path), registry=str(Path(told.registry).resolve()), state=str(state), replay=told.replay, durability=told.durability, prediction_durability=told.prediction_durability,
         host=told.host, port=told.port, token=told.token, folder=str(loaded.folder),
         workers=told.workers, drain_seconds=told.drain, guarded_memory_bytes=show.size(told.guarded_memory, of="--guarded-memory"),
+        store=told.store, follow=told.follow,
         memory=show.size(told.memory, of="--memory") if told.memory else None,
         keep_prediction_bytes=show.size(told.keep_predictions, of="--keep-predictions") if told.keep_predictions else None,
         keep_prediction_days=microseconds(told.keep_predictions_for, of="--keep-predictions-for") / 86_400e6 if told.keep_predictions_for else None,

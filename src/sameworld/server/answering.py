@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sameworld.asof.column import ArrowColumn
+from sameworld.asof.plan import Grouping
 from sameworld.definitions.fallbacks import MODEL, LastKnown
 from sameworld.errors import ReplayOrderError
 from sameworld.server.asked import Asked, Given, Seen, different, rows_of
@@ -195,7 +196,7 @@ class Answering:
                         )
                     )
                 return []
-            with self._store.snapshot() as snapshot:
+            with self._store.snapshot(lambda: map(_asked, seen), at) as snapshot:
                 t = snapshot.moment() if at is None else at
                 for each in seen:
                     each.t, each.sequence = t, snapshot.sequence
@@ -216,7 +217,7 @@ class Answering:
             seen.store = f"store: StoreError: {unfilled}"
             return
         latest = snapshot.latest()
-        keys = {key: [row.fields[i] for row in seen.different] for key, i in served.keys.items()}
+        _, keys = _asked(seen)
         for name, groupings in served.by_source.items():
             content = groupings[0].source.content
             heard = latest.get(content)
@@ -516,6 +517,14 @@ def _of_each(own: Sequence[Asked], rows: Sequence[_T]) -> Iterator[Sequence[_T]]
 def _shape(values: NDArray[np.float64], own: Sequence[Asked]) -> str:
     what = "requests" if own[0].candidates is None else "candidates"
     return f"it gave shape {values.shape} for {_rows(own)} {what}"
+
+
+def _asked(seen: Seen) -> tuple[Sequence[Grouping], dict[str, list[Any]]]:
+    """Give what is read, and for which fields of the different requests."""
+    served = seen.group[0].served
+    return served.groupings, {
+        key: [row.fields[i] for row in seen.different] for key, i in served.keys.items()
+    }
 
 
 def _entity(asked: Asked, places: Sequence[int]) -> tuple[Any, ...]:

@@ -42,6 +42,7 @@ from sameworld.server.routes import (
     status_of,
 )
 from sameworld.stores.clock import Clock, SystemClock
+from sameworld.stores.named import opened_shared
 from sameworld.stores.online import Incoming, OnlineStore
 from sameworld.stores.prediction_log import PredictionLog
 from sameworld.training.bundle import Bundle
@@ -49,6 +50,11 @@ from sameworld.training.bundle import Bundle
 _JSON = [("content-type", "application/json")]
 _TEXT = [("content-type", "text/plain; version=0.0.4")]
 _MOST_BYTES = 16 << 20
+_PUBLISHED_SECONDS = 0.1
+_MOST_READING_SECONDS = 0.25
+"""Nothing else is answered while a store of several hosts is being asked."""
+ARROW = "application/vnd.apache.arrow.stream"
+"""The content type of events that are no JSON."""
 DEADLINE = "x-deadline-ms"
 """A caller's own deadline, in milliseconds; the model's holds where it is sooner."""
 TOGETHER = "replay-together"
@@ -100,6 +106,8 @@ class Server:
         self._writing = False
         self._open = on_loopback(config.host)
         self._loading: asyncio.Task[None] | None = None
+        self._publishing: asyncio.Task[None] | None = None
+        self._stopping = False
         self.draining = False
 
     def start(self) -> None:
@@ -107,6 +115,18 @@ class Server:
         self._rotating.start()
         self._loading = self.portfolio.start(self.store)
         self.control.start()
+        if self.store.shared is not None:
+            self._publishing = asyncio.get_running_loop().create_task(self._keep_published())
+
+    async def _keep_published(self) -> None:
+        """Publish again what the store of several hosts has lost, or has not got while it was away."""
+        while not self._stopping:
+            try:
+                await asyncio.to_thread(self.store.heal)
+                self.metrics.worked("publishing")
+            except Exception as error:  # noqa: BLE001 # whatever breaks there: it is tried again, and counted
+                self.metrics.broken("publishing", f"{type(error).__name__}: {error}")
+            await asyncio.sleep(_PUBLISHED_SECONDS)
 
     async def stop(self) -> None:
         """End guarded processes and close what is open."""
@@ -114,6 +134,9 @@ class Server:
             self._loading.cancel()
             await asyncio.gather(self._loading, return_exceptions=True)
         await self.control.stop()
+        if self._publishing is not None:
+            self._stopping = True  # not cancelled: a thread would go on with a store that is closed
+            await self._publishing
         await self.portfolio.close()
         for pool in (*self._preparers.values(), self._writer):
             pool.shutdown()
@@ -136,7 +159,7 @@ class Server:
                     return 200, _JSON, await self._predict(model, await body(), header)
                 case ["v1", "sources", source, "events"] if method == "POST":
                     self._authorise(header("authorization"))
-                    return 200, _JSON, await self._events(source, header("idempotency-key"), await body())
+                    return 200, _JSON, await self._events(source, header, await body())
                 case ["control", *rest]:
                     self._authorise(header("authorization"))
                     return 200, _JSON, json_body(await self._control(method, path, rest, body))
@@ -228,7 +251,7 @@ class Server:
         answers = [self._answering.ask(served, fields, at, expected, within) for fields in requests]
         return predictions_body([await answer for answer in answers])
 
-    async def _events(self, source: str, key: str | None, body: bytes) -> bytes:
+    async def _events(self, source: str, header: Callable[[str], str | None], body: bytes) -> bytes:
         if source not in self._preparers:
             known = self.store.sources
             if source not in known:
@@ -239,10 +262,11 @@ class Server:
                 )
             self._preparers[source] = ThreadPoolExecutor(1, thread_name_prefix=f"prepare {source}")
         _refuse_large(body)
-        events = read_events(body)
+        events = body if header("content-type") == ARROW else read_events(body)
+        key = header("idempotency-key") or secrets.token_hex(16)
         loop = asyncio.get_running_loop()
         incoming = await loop.run_in_executor(
-            self._preparers[source], self.store.prepare, source, key or secrets.token_hex(16), events
+            self._preparers[source], self.store.prepare, source, key, events
         )
         done: asyncio.Future[Any] = loop.create_future()
         self._queue.append((incoming, done))
@@ -250,12 +274,10 @@ class Server:
             self._writing = True
             loop.create_task(self._write())  # noqa: RUF006 # it ends by itself and hands every outcome to a future
         taken = await done
-        if isinstance(taken, RequestError):
-            raise (
-                taken
-                if not taken.what.startswith("The delivery key")
-                else ConflictError(taken.what, where=taken.where, expected=taken.expected, do=taken.do)
-            )
+        if isinstance(taken, RequestError) and taken.what.startswith("The delivery key"):
+            raise ConflictError(taken.what, where=taken.where, expected=taken.expected, do=taken.do)
+        if isinstance(taken, Exception):
+            raise taken
         self.metrics.took(source, taken.accepted, repeated=taken.repeated)
         return json_body({"accepted": taken.accepted})
 
@@ -305,15 +327,22 @@ class Server:
 
 def open_store(config: ServerConfig, bundles: Iterable[Bundle], clock: Clock | None = None) -> OnlineStore:
     """Open the store that serves these bundles: every input and read that any of them wants, and the sources of their outcomes."""
+    bundles = list(bundles)
     wanted = wanted_of(bundles)
+    state = Path(config.state)
+    # What a read takes of a deadline leaves as much for a fallback.
+    seconds = min((bundle.model.service.deadline_seconds for bundle in bundles), default=0.5) / 2
+    seconds = min(seconds, _MOST_READING_SECONDS)
     return OnlineStore(
-        Path(config.state),
+        state,
         wanted.groupings,
         wanted.schemas,
         durability=config.durability,
         replay=config.replay,
         clock=clock,
         sources=wanted.sources,
+        shared=opened_shared(state, config.store, reading_seconds=seconds) if config.store else None,
+        follow=config.follow,
     )
 
 

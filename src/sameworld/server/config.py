@@ -30,6 +30,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         drain_seconds: how long a server that was told to stop says so at /readyz and still takes new connections.
         guarded_memory_bytes: how much more a guarded process may take than it had when it was ready.
         token: what control and event routes ask for; needed when not on loopback.
+        store: the address of the store of several hosts, which this one publishes and reads; without it the host serves alone.
+        follow: whether another host takes events and publishes.
         memory: bytes that models may take in one worker, with the processes of guarded ones; those asked the longest ago are unloaded. Without it all are kept.
     """
 
@@ -49,10 +51,21 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     guarded_memory_bytes: Annotated[int, msgspec.Meta(gt=0)] = 2 << 30
     token: str | None = None
     memory: int | None = None
+    store: str | None = None
+    follow: bool = False
     folder: str = "."
 
     def check(self) -> None:
-        """Refuse to be reachable from outside without a token."""
+        """Refuse to be reachable from outside without a token, and to follow nobody."""
+        if self.follow and (self.store is None or self.replay):
+            raise RequestError(
+                "There is nobody to follow."
+                if self.store is None
+                else "A replay cannot follow another host.",
+                where="--follow",
+                expected="--store redis://HOST:PORT/DATABASE, and no --replay",
+                do="say where the other host publishes, or leave --follow out.",
+            )
         if not on_loopback(self.host) and not self.token:
             raise RequestError(
                 f"The server would be reachable from outside at {self.host} without a token.",

@@ -12,6 +12,7 @@ import msgspec
 
 from sameworld.errors import DefinitionError, Problems, SameworldError, nearest
 from sameworld.server.config import ENVIRONMENT
+from sameworld.stores.named import without_password
 
 PREFIX = "SAMEWORLD_"
 OTHERS = frozenset({ENVIRONMENT, "SAMEWORLD_CONFIG", "SAMEWORLD_URL"})
@@ -37,6 +38,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain: Annotated[float, msgspec.Meta(ge=0)] = 0.2
     guarded_memory: str = "2GB"
     memory: str | None = None
+    store: str | None = None
+    follow: bool = False
     keep_predictions: str | None = None
     keep_predictions_for: str | None = None
 
@@ -56,6 +59,7 @@ class Resolved:
         """Give name, value and origin of every setting; a token is not shown."""
         values = msgspec.to_builtins(self.settings)
         values["token"] = "(set)" if values["token"] else None
+        values["store"] = without_password(values["store"]) if values["store"] else None
         return [
             {"setting": name, "value": value, "from": self.origins[name]} for name, value in values.items()
         ]

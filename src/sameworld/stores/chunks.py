@@ -17,9 +17,12 @@ from sameworld.asof.plan import Grouping
 from sameworld.asof.schema import Schema
 
 _HEAD = 8
+NO_ROWS = bytes(_HEAD)
+"""A chunk without any, where none of its inputs is text."""
 _SIGN = 1 << 63
 _TIMES, _WORD = struct.Struct("<qq"), struct.Struct("<q")  # event and available of a row of words; any word
 _ORDER = struct.Struct("<qq8xqq")  # event, available, version and tie of a row of words
+_FIRST_WORDS = struct.Struct("<5q")
 
 RowWords = NDArray[np.int64]
 """Shape (rows, words)."""
@@ -43,7 +46,7 @@ class Layout:
     def __init__(self, grouping: Grouping, schema: Schema) -> None:
         self.words = Words([item.family(schema) for item in grouping.inputs])
         self.texts = [number for number, family in enumerate(self.words.families) if family == "text"]
-        self._row_bytes = self.words.width * 8
+        self.row_bytes = self.words.width * 8
 
     def rows(self, order: Sequence[NDArray[Any]], inputs: Sequence[InputColumn]) -> tuple[RowWords, Texts]:
         """Give rows and their texts from columns; `order` is event, available, version and tie."""
@@ -62,30 +65,6 @@ class Layout:
                 array[:, self.words.values[number]] = column.words
         return array, texts
 
-    def row_of(
-        self, event: int, available: int, version: int, tie: int, inputs: Sequence[Any]
-    ) -> tuple[RowWords, Texts]:
-        """Give one row and its texts; inputs are plain values, None for null, a boolean for an input that only counts."""
-        row = [0] * self.words.width
-        row[EVENT], row[AVAILABLE], row[SUPERSEDED], row[VERSION], row[TIE] = (
-            event,
-            available,
-            NEVER,
-            version,
-            tie_word(tie),
-        )
-        texts: Texts = []
-        for number, value in enumerate(inputs):
-            family = self.words.families[number]
-            word, mask = self.words.valid[number]
-            if value if family is None else value is not None:
-                row[word] |= mask
-            if family == "text":
-                texts.append([value])
-            elif family is not None and value is not None:
-                row[self.words.values[number]] = _bits(value) if family == "float" else int(value)
-        return np.array([row], np.int64), texts
-
     def pack(self, rows: RowWords, texts: Texts) -> bytes:
         """Give a chunk's bytes."""
         head = len(rows).to_bytes(_HEAD, "little") + rows.tobytes()
@@ -97,14 +76,14 @@ class Layout:
         rows = np.frombuffer(chunk, np.int64, count * self.words.width, _HEAD).reshape(
             count, self.words.width
         )
-        return rows, (msgspec.msgpack.decode(chunk[_HEAD + count * self._row_bytes :]) if self.texts else [])
+        return rows, (msgspec.msgpack.decode(chunk[_HEAD + count * self.row_bytes :]) if self.texts else [])
 
     def ends_with(self, chunk: bytes | memoryview, wanted: Mapping[int, int], t: int) -> bool:
         """Whether a chunk's last row has all that is wanted: a single row of each input that is readable at `t`. Most have, and the others can wait."""
         if max(wanted.values()) > 1:
             return False
         count = int.from_bytes(chunk[:_HEAD], "little")
-        last = _HEAD + (count - 1) * self._row_bytes
+        last = _HEAD + (count - 1) * self.row_bytes
         if not count or not all(time < t for time in _TIMES.unpack_from(chunk, last)):
             return False
         for number in wanted:
@@ -113,22 +92,53 @@ class Layout:
                 return False
         return True
 
-    def insert(self, chunk: bytes, row: RowWords, texts: Texts) -> tuple[bytes, int]:
-        """Give a chunk's bytes with one more row in its place, and how many rows there are now."""
-        place = count = int.from_bytes(chunk[:_HEAD], "little")
-        added = row.tobytes()
-        wanted = _ORDER.unpack_from(added)
-        while place > 0 and _ORDER.unpack_from(chunk, _HEAD + (place - 1) * self._row_bytes) > wanted:
-            place -= 1
-        cut, end = _HEAD + place * self._row_bytes, _HEAD + count * self._row_bytes
-        head = (count + 1).to_bytes(_HEAD, "little") + chunk[_HEAD:cut] + added + chunk[cut:end]
-        if not self.texts:
-            return head, count + 1
-        old = self.unpack(chunk)[1]
-        columns = [
-            [*column[:place], *extra, *column[place:]] for column, extra in zip(old, texts, strict=True)
+    def appended(self, chunk: bytes, rows: bytes, most: int) -> bytes | None:
+        """Give a chunk's bytes with more rows at its end; None where they do not belong there, or do not fit into `most`.
+
+        Args:
+            rows: of words, in order.
+        """
+        if self.texts:
+            return None
+        count = (len(chunk) + len(rows) - _HEAD) // self.row_bytes
+        if count > most:
+            return None
+        end = len(chunk) - self.row_bytes
+        if end > 0 and _ORDER.unpack_from(chunk, end) > _ORDER.unpack_from(rows):
+            return None
+        return count.to_bytes(_HEAD, "little") + chunk[_HEAD:] + rows
+
+    def merged(self, chunk: bytes, rows: RowWords, texts: Texts) -> tuple[RowWords, Texts]:
+        """Give a chunk's rows and some more, in order."""
+        old, old_texts = self.unpack(chunk)
+        together = np.concatenate([old, rows])
+        order = ordered(together)
+        return together[order], [
+            np.array([*column, *more], object)[order].tolist()
+            for column, more in zip(old_texts, texts, strict=True)
         ]
-        return head + msgspec.msgpack.encode(columns), count + 1
+
+    def without(self, chunk: bytes, order: tuple[int, int, int, int]) -> bytes | None:
+        """Give a chunk's bytes without one row; None where it is not there.
+
+        Args:
+            order: its event time, available time, version and tie.
+        """
+        event, available, version, tie = order
+        wanted = _FIRST_WORDS.pack(event, available, NEVER, version, tie_word(tie))
+        end = _HEAD + int.from_bytes(chunk[:_HEAD], "little") * self.row_bytes
+        at = chunk.find(wanted, _HEAD, end)
+        while at >= 0 and (at - _HEAD) % self.row_bytes:
+            at = chunk.find(wanted, at + 1, end)
+        if at < 0:
+            return None
+        count = (end - _HEAD) // self.row_bytes
+        left = (count - 1).to_bytes(_HEAD, "little") + chunk[_HEAD:at] + chunk[at + self.row_bytes : end]
+        if not self.texts:
+            return left
+        place = (at - _HEAD) // self.row_bytes
+        columns = [[*column[:place], *column[place + 1 :]] for column in self.unpack(chunk)[1]]
+        return left + msgspec.msgpack.encode(columns)
 
     def together(
         self, entities: Sequence[Sequence[bytes | memoryview]]
@@ -139,7 +149,7 @@ class Layout:
         for chunks in entities:
             for chunk in chunks:
                 rows = int.from_bytes(chunk[:_HEAD], "little")
-                end = _HEAD + rows * self._row_bytes
+                end = _HEAD + rows * self.row_bytes
                 if end > len(chunk) or (end < len(chunk) and not self.texts):
                     raise ValueError(f"a chunk of {len(chunk)} bytes says that it has {rows} rows")
                 parts.append(chunk[_HEAD:end])
@@ -156,8 +166,6 @@ class Layout:
         return rows.reshape(-1, self.words.width), np.array(starts), texts
 
 
-def _bits(value: float) -> int:
-    """Give a float's bits, in its one form."""
-    if value != value:  # noqa: PLR0124 # NaN
-        value = float("nan")
-    return struct.unpack("<q", struct.pack("<d", value + 0.0))[0]
+def ordered(rows: RowWords, *first: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give the places of rows in the kernel's order; by other keys first, the most important one last."""
+    return np.lexsort((rows[:, TIE], rows[:, VERSION], rows[:, AVAILABLE], rows[:, EVENT], *first))

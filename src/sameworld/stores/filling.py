@@ -229,8 +229,8 @@ def _finish(
                 for number, delivery in event_log.deliveries(store.folder / "events", sequence):
                     own = written.get(delivery.source)
                     if own is not None and own.source.content in filled:
-                        rows = own.prepare(delivery.events)
-                        own.apply(store.index, txn, rows, delivery.stamp, delivery.stamp or floor)
+                        (rows,) = own.prepare([own.reader.read(delivery.events)])
+                        own.apply(store.index, txn, [(rows, delivery.stamp)], delivery.stamp or floor)
                     sequence = number
                     if time.monotonic() > until:
                         break

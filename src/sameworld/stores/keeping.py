@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import duckdb
 import lmdb
 import msgspec
+import pyarrow as pa
 
 from sameworld.asof.plan import Grouping, Input, Read
 from sameworld.asof.schema import Schema
 from sameworld.definitions.hashing import content_hash
 from sameworld.definitions.source import Source
 from sameworld.stores.chunks import Layout
-from sameworld.stores.events import EventReader, PreparedRow, Preparer
+from sameworld.stores.events import EventReader, Preparer
 from sameworld.stores.lmdb import Index, Place, Reach
+from sameworld.stores.taking import Coming, take
 
 
 class KeptSource(msgspec.Struct, frozen=True, array_like=True):
@@ -89,12 +92,16 @@ NOTHING = Kept()
 
 def token_of(index: Index, txn: lmdb.Transaction) -> bytes:
     """Give the token of what the index keeps in this snapshot, without reading it."""
-    return index.raw(txn, "layout")
+    return index.get(txn, "layout", b"")
 
 
 def kept_in(index: Index, txn: lmdb.Transaction) -> Kept:
     """Read what the index keeps."""
-    found = index.raw(txn, "kept")
+    return kept_from(index.raw(txn, "kept"))
+
+
+def kept_from(found: bytes) -> Kept:
+    """Read what an index keeps from its bytes there."""
     return _decode(found) if found else NOTHING
 
 
@@ -186,34 +193,31 @@ class Written:
             for grouping, found in zip(named, groupings, strict=True)
         ]  # fmt: skip
 
-    def prepare(self, events: bytes) -> list[PreparedRow]:
-        """Read and prepare a delivery's events.
-
-        Raises:
-            DataError: the events are not the source's.
-        """
-        return self.preparer.prepare(self.reader.read(events))
+    def prepare(self, raw: Sequence[pa.Table]) -> list[pa.Table]:
+        """Give the prepared rows of deliveries, all of them in one query."""
+        if len(raw) == 1:
+            return [self.preparer.prepare(raw[0])]
+        rows = self.preparer.prepare(pa.concat_tables(raw))
+        ends = list(itertools.accumulate(table.num_rows for table in raw))
+        return [
+            rows.slice(end - table.num_rows, table.num_rows) for table, end in zip(raw, ends, strict=True)
+        ]
 
     def apply(
-        self, index: Index, txn: lmdb.Transaction, rows: Sequence[PreparedRow], stamp: int, floor: int
+        self, index: Index, txn: lmdb.Transaction, deliveries: Sequence[tuple[pa.Table, int]], floor: int
     ) -> int:
-        """Take rows into every place; give the latest available time among them.
+        """Take prepared rows into every place; give the latest available time among them.
 
         Args:
-            stamp: when they become readable; 0 in a replay, where each row says it.
+            deliveries: rows, and when they become readable; 0 in a replay, where each row says it.
             floor: no moment before this will be asked about any more.
         """
-        within, latest = self.source.corrections_within_microseconds, stamp
-        if within is not None and not stamp:  # the first version of a fact first
-            rows = sorted(rows, key=lambda row: row.available_at or 0)
-        for row in rows:
-            available = stamp or row.available_at
-            if available is None:
-                continue
-            latest = max(latest, available)
-            if self.places:
-                index.apply(txn, self.facts, row, self.preparer.keys, available, self.places, floor, within)
-        return latest
+        within = self.source.corrections_within_microseconds
+        coming = Coming.of(deliveries, self.preparer.keys, within)
+        if self.places and len(coming.available_at):
+            take(index, txn, self.facts, coming, self.places, floor, within)
+        latest = max(stamp for _, stamp in deliveries)
+        return max(latest, int(coming.available_at.max(initial=latest)))
 
 
 def written_of(kept: Kept, known: Mapping[str, Written]) -> dict[str, Written]:

@@ -7,7 +7,6 @@ window reaches any more go when their entity is written to.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import secrets
 import struct
 import tempfile
@@ -21,17 +20,17 @@ import lmdb
 import msgspec
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import LAST, LATEST, NEVER
-from sameworld.asof.entity import AVAILABLE, EVENT, TIE, VERSION, EntityReads
+from sameworld.asof.entity import AVAILABLE, EVENT, EntityReads
 from sameworld.asof.plan import Grouping
 from sameworld.asof.read import partials_of
 from sameworld.asof.schema import Schema
-from sameworld.asof.versions import closes_at, order_of
+from sameworld.asof.versions import closes_at
 from sameworld.engines.duckdb import input_columns
 from sameworld.errors import StoreError
-from sameworld.stores.chunks import Layout, RowWords, Texts, tie_word
-from sameworld.stores.events import PreparedRow
+from sameworld.stores.chunks import Layout, RowWords
 
 CHUNK_ROWS = 128
 _MAP_BYTES = 1 << 40
@@ -39,6 +38,7 @@ _LONGEST_KEY = 400
 _GENTLE_SECONDS = 0.02
 _PAUSE_SECONDS = 0.001
 """A lock that is freed and taken at once is never got by who waits for it."""
+_MOST_CHANGES = 1000
 _BEGINNING = -(2**63)
 _NOTHING: dict[int, int] = {}
 
@@ -97,7 +97,7 @@ class Index:
 
     def __init__(self, folder: Path, *, map_bytes: int = _MAP_BYTES, chunk_rows: int = CHUNK_ROWS) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._chunk_rows = chunk_rows
+        self.chunk_rows = chunk_rows
         # The event log is the truth: the index need not survive a power cut, so it is never synced; see `online.py` for how that is noticed.
         self._env = lmdb.open(
             str(folder),
@@ -115,17 +115,60 @@ class Index:
         self._closing = self._env.open_db(b"closing")
         self._deliveries = self._env.open_db(b"deliveries")
         self._meta = self._env.open_db(b"meta")
+        self._changes = self._env.open_db(b"changes")
+        self._touched: set[bytes] = set()
 
     def close(self) -> None:
         self._env.close()
 
     def write(self) -> lmdb.Transaction:
         """Begin the one write transaction; waits for writers of other processes."""
-        return self._env.begin(write=True)
+        txn = self._env.begin(write=True)
+        self._touched.clear()
+        return txn
 
     def read(self) -> lmdb.Transaction:
         """Open a snapshot."""
         return self._env.begin(buffers=True)
+
+    # what has changed, for whoever publishes it
+
+    def note_changes(self, txn: lmdb.Transaction, before: int, sequence: int, published: int) -> None:
+        """Note the chunks that this transaction has written, which takes the index from one sequence to another.
+
+        Args:
+            published: notes up to this sequence go, and of the others the oldest when there are too many.
+        """
+        with txn.cursor(db=self._changes) as cursor:
+            cursor.put(struct.pack(">Q", sequence), _encode((before, sorted(self._touched))))
+            entries = txn.stat(self._changes)["entries"]
+            while cursor.first() and (
+                entries > _MOST_CHANGES or struct.unpack(">Q", cursor.key())[0] <= published
+            ):
+                cursor.delete()
+                entries -= 1
+
+    def changed(self, txn: lmdb.Transaction, before: int, sequence: int) -> set[bytes] | None:
+        """Give the keys of the chunks that were written between two sequences; None where that is not known any more."""
+        keys: set[bytes] = set()
+        with txn.cursor(db=self._changes) as cursor:
+            more = cursor.set_range(struct.pack(">Q", before + 1))
+            while more and before < sequence:
+                since, some = msgspec.msgpack.decode(cursor.value())
+                if since != before:
+                    return None
+                keys.update(some)
+                before = struct.unpack(">Q", cursor.key())[0]
+                more = cursor.next()
+        return keys if before == sequence else None
+
+    def chunk(self, txn: lmdb.Transaction, key: bytes) -> bytes:
+        """Give a chunk by its key; nothing when it is gone."""
+        return bytes(txn.get(key, db=self._rows) or b"")
+
+    def all_chunks(self, txn: lmdb.Transaction, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Give every chunk of a grouping and its key."""
+        return ((key, bytes(chunk)) for key, chunk in self._chunks(txn, prefix))
 
     # meta: small facts by name
 
@@ -150,67 +193,24 @@ class Index:
 
     # rows
 
-    def apply(
-        self,
-        txn: lmdb.Transaction,
-        facts: bytes,
-        row: PreparedRow,
-        names: Sequence[str],
-        available_at: int,
-        places: Sequence[Place],
-        floor: int,
-        within: int | None = None,
+    def heads(self, txn: lmdb.Transaction, keys: Iterable[bytes]) -> dict[bytes, Head | None]:
+        """Give what is known of facts by their keys; None of one that is closed, nothing of one that is not known."""
+        with txn.cursor(db=self._facts) as cursor:
+            found = cursor.getmulti(sorted(keys))
+        return {bytes(key): _head(value) if value != _CLOSED else None for key, value in found}
+
+    def note_heads(
+        self, txn: lmdb.Transaction, heads: Iterable[tuple[bytes, Head]], closing: Iterable[tuple[int, bytes]]
     ) -> None:
-        """Take one row version into every grouping of its source.
-
-        Where corrections count within a time only, the first version of a fact must come first.
-
-        Args:
-            facts: the first bytes of the keys of what is known of the source's facts.
-            row: prepared.
-            names: of its keys.
-            available_at: when it becomes readable.
-            places: of every grouping over the source that is to have it.
-            floor: no moment before this will be asked about any more.
-            within: for how long corrections of a fact count; None is for ever.
-        """
-        if row.fact is not None:
-            at = _fact_key(facts, row.fact)
-            found = txn.get(at, db=self._facts)
-            first = None if within is None else available_at
-            if found is not None:
-                if found == _CLOSED:
-                    return
-                head = _head(found)
-                first = head.first_available
-                if within is not None and first is not None and available_at >= closes_at(first, within):
-                    return
-                if order_of(row.version, available_at, row.tie) <= order_of(
-                    head.version, head.available_at, head.tie
-                ):
-                    return
-                if not head.deleted and head.event_time is not None:
-                    for place in places:
-                        # By name: whoever wrote this head may have kept other groupings, too.
-                        self._remove(txn, place, [head.keys.get(k) for k in place.grouping.keys], head)
-            elif within is not None:
-                txn.put(_closing_key(closes_at(available_at, within), at), b"", db=self._closing)
-            keyed = dict(zip(names, row.keys, strict=True))
-            head = Head(row.version, available_at, row.tie, row.deleted, row.event_time, keyed, first)
-            txn.put(at, _encode(head), db=self._facts)
-        if row.deleted or row.event_time is None:
-            return
-        for place in places:
-            key = [row.keys[k] for k in place.keys]
-            if None not in key:
-                made = place.layout.row_of(
-                    row.event_time, available_at, row.version, row.tie, [row.inputs[i] for i in place.inputs]
-                )
-                self._insert(txn, place, key, made, floor)
+        """Note the greatest versions of facts by their keys, and when facts close."""
+        with txn.cursor(db=self._facts) as cursor:
+            cursor.putmulti(sorted((key, _encode(head)) for key, head in heads))
+        for closes, key in closing:
+            txn.put(_closing_key(closes, key), b"", db=self._closing)
 
     def first_available(self, txn: lmdb.Transaction, facts: bytes, fact: str) -> int | None:
         """Give when the first version of a fact became readable; None where that is not known, or does not matter any more."""
-        found = txn.get(_fact_key(facts, fact), db=self._facts)
+        found = txn.get(fact_key(facts, fact), db=self._facts)
         return _head(found).first_available if found else None
 
     def close_facts(self, txn: lmdb.Transaction, coming: int, most: int) -> None:
@@ -225,74 +225,15 @@ class Index:
             if not cursor.first():
                 return
             key = bytes(cursor.key())
-            if _start_of(key[:8]) > coming:
+            if start_of(key[:8]) > coming:
                 return
             cursor.delete()
             if txn.get(key[8:], db=self._facts):  # after a filling it may not be there any more
                 txn.put(key[8:], _CLOSED, db=self._facts)
 
-    def _insert(
-        self,
-        txn: lmdb.Transaction,
-        where: Place,
-        key: list[Any],
-        made: tuple[RowWords, Texts],
-        floor: int,
-    ) -> None:
-        layout, prefix = where.layout, entity_prefix(where.prefix, key)
-        event = int(made[0][0, EVENT])
-        cursor = txn.cursor(db=self._rows)
-        place = _chunk_of(cursor, prefix, event)
-        if place is None:
-            cursor.put(_chunk_key(prefix, _BEGINNING), layout.pack(*made))
-            return
-        chunk, count = layout.insert(bytes(cursor.value()), *made)
-        if count <= self._chunk_rows:
-            cursor.put(place, chunk)
-            return
-        rows, texts = layout.unpack(chunk)
-        events = rows[:, EVENT]
-        # A full last chunk stays full and a new one begins; elsewhere a chunk is halved. Equal event times stay together.
-        appended = event == events[-1] and event != events[-2]
-        cut = count - 1 if appended else int(np.searchsorted(events, events[count // 2]))
-        cut = cut if cut > 0 else int(np.searchsorted(events, events[0], side="right"))
-        if cut == count:
-            cursor.put(place, chunk)
-            return
-        cursor.put(place, layout.pack(rows[:cut], [column[:cut] for column in texts]))
-        cursor.put(
-            _chunk_key(prefix, int(events[cut])), layout.pack(rows[cut:], [column[cut:] for column in texts])
-        )
-        self._expire(txn, where.longest_past, prefix, floor)
-
-    def _remove(self, txn: lmdb.Transaction, where: Place, key: list[Any], head: Head) -> None:
-        if None in key:
-            return
-        assert head.event_time is not None
-        layout, cursor = where.layout, txn.cursor(db=self._rows)
-        place = _chunk_of(cursor, entity_prefix(where.prefix, key), head.event_time)
-        if place is None:
-            return
-        rows, texts = layout.unpack(cursor.value())
-        gone = (
-            (rows[:, EVENT] == head.event_time)
-            & (rows[:, AVAILABLE] == head.available_at)
-            & (rows[:, VERSION] == head.version)
-            & (rows[:, TIE] == tie_word(head.tie))
-        )
-        at = np.flatnonzero(gone)[:1]
-        if at.size:
-            keep = [i for i in range(len(rows)) if i != int(at[0])]
-            cursor.put(place, layout.pack(rows[keep], [[column[i] for i in keep] for column in texts]))
-
-    def _expire(self, txn: lmdb.Transaction, longest: int | None, prefix: bytes, floor: int) -> None:
-        """Drop chunks that end before anything a window of any model can still reach."""
-        if longest is None:
-            return
-        chunks = [place for place, _ in self._chunks(txn, prefix)]
-        for place, following in itertools.pairwise(chunks):
-            if _start_of(following) <= floor - longest:
-                txn.delete(place, db=self._rows)
+    def chunks(self, txn: lmdb.Transaction) -> Chunks:
+        """Give what reads and writes chunks."""
+        return Chunks(txn.cursor(db=self._rows), self._touched)
 
     def _chunks(self, txn: lmdb.Transaction, prefix: bytes) -> Iterator[tuple[bytes, Any]]:
         cursor = txn.cursor(db=self._rows)
@@ -370,11 +311,11 @@ class Index:
             entity = entity_prefix(place.prefix, list(keys[begin]))
             start, first = begin, _BEGINNING
             while start < end:
-                stop = min(start + self._chunk_rows, end)
+                stop = min(start + self.chunk_rows, end)
                 while stop < end and events[stop] == events[stop - 1]:
                     stop += 1
                 chunk = layout.pack(rows[start:stop], [column[start:stop] for column in texts])
-                yield "rows", _chunk_key(entity, first), chunk
+                yield "rows", chunk_key(entity, first), chunk
                 start = stop
                 first = int(events[start]) if start < end else 0
             begin = end
@@ -397,7 +338,7 @@ class Index:
             )
         ]
         for fact, version, available_at, tie, deleted, event_time, first, *key in zip(*columns, strict=True):
-            at = _fact_key(facts, fact)
+            at = fact_key(facts, fact)
             keyed = dict(zip(names, key, strict=True))
             head = Head(version, available_at, tie, deleted, event_time, keyed)
             if within is not None:
@@ -445,6 +386,18 @@ class Index:
         return most
 
 
+def has_latest(chunks: Iterable[Any], reach: Reach, t: int) -> bool:
+    """Whether an entity's chunks have all latest rows that are wanted at a moment, and then at any later one."""
+    searching = reach.latest
+    for chunk in chunks:
+        if not searching:
+            break
+        rows = reach.layout.unpack(chunk)[0]
+        usable = rows[(rows[:, EVENT] < t) & (rows[:, AVAILABLE] < t)]
+        searching = _still_wanted(searching, usable, reach.layout)
+    return not searching
+
+
 def _still_wanted(wanted: Mapping[int, int], usable: RowWords, layout: Layout) -> dict[int, int]:
     """Give how many rows are wanted of each input once these are found; nothing of an input that has enough."""
     left: dict[int, int] = {}
@@ -454,6 +407,67 @@ def _still_wanted(wanted: Mapping[int, int], usable: RowWords, layout: Layout) -
         if missing > 0:
             left[number] = missing
     return left
+
+
+Chunk = tuple[bytes, bytes, bytes | None]
+"""A chunk where it lies: its key, its bytes, and the key of the next one of its entity; None when this is the last."""
+
+
+class Chunks:
+    """Reads and writes chunks within one write transaction.
+
+    Args:
+        cursor: over all of them.
+        touched: the keys of those that were written are added.
+    """
+
+    def __init__(self, cursor: lmdb.Cursor, touched: set[bytes]) -> None:
+        self._cursor: Any = (
+            cursor  # keys and values are bytes: no buffers are asked for where there is writing
+        )
+        self._touched = touched
+
+    def put(self, key: bytes, chunk: bytes) -> None:
+        self._cursor.put(key, chunk)
+        self._touched.add(key)
+
+    def put_all(self, chunks: Sequence[tuple[bytes, bytes]]) -> None:
+        self._cursor.putmulti(chunks)
+        self._touched.update(key for key, _ in chunks)
+
+    def at(self, prefix: bytes, wanted: bytes) -> Chunk | None:
+        """Give the chunk of an entity whose range of event times has that of the key `wanted`; None when the entity has no chunk."""
+        cursor = self._cursor
+        following = None
+        if cursor.set_range(wanted):
+            following = cursor.key()
+            if following == wanted:
+                chunk = cursor.value()
+                following = cursor.key() if cursor.next() else b""
+                return wanted, chunk, following if following.startswith(prefix) else None
+            if not following.startswith(prefix):
+                following = None
+            if not cursor.prev():
+                return None
+        elif not cursor.last():
+            return None
+        key, chunk = cursor.item()
+        return (key, chunk, following) if key.startswith(prefix) else None
+
+    def expire(self, prefix: bytes, before: int) -> None:
+        """Drop an entity's chunks whose rows are all before a time."""
+        cursor = self._cursor
+        if not cursor.set_range(prefix):
+            return
+        place = cursor.key()
+        while place.startswith(prefix) and cursor.next():
+            following = cursor.key()
+            if not following.startswith(prefix) or start_of(following) > before:
+                return
+            cursor.set_key(place)
+            cursor.delete()  # moves on to the following
+            self._touched.add(place)
+            place = cursor.key()
 
 
 class Reach:
@@ -507,7 +521,8 @@ def entity_prefix(place: bytes, key: Sequence[Any]) -> bytes:
     return place + len(entity).to_bytes(2, "big") + entity
 
 
-def _fact_key(facts: bytes, fact: str) -> bytes:
+def fact_key(facts: bytes, fact: str) -> bytes:
+    """Give the key of what is known of a fact."""
     return facts + _short(fact.encode())
 
 
@@ -520,24 +535,19 @@ def _short(key: bytes) -> bytes:
     return key if 0 < len(key) <= _LONGEST_KEY else b"\xff" + hashlib.blake2b(key, digest_size=32).digest()
 
 
-def _chunk_key(prefix: bytes, start: int) -> bytes:
+def chunk_key(prefix: bytes, start: int = _BEGINNING) -> bytes:
+    """Give the key of an entity's chunk, which says from which event time on its rows are; by default of the first."""
     return prefix + struct.pack(">Q", start + 2**63)
 
 
-def _start_of(key: bytes | memoryview) -> int:
+def start_of(key: bytes | memoryview) -> int:
+    """Give the event time from which on a chunk has rows, from its key."""
     return struct.unpack(">Q", key[-8:])[0] - 2**63
 
 
-def _chunk_of(cursor: lmdb.Cursor, prefix: bytes, event: int) -> bytes | None:
-    """Move to the chunk whose range of event times has `event`; give its key, or None when the entity has no chunk."""
-    wanted = _chunk_key(prefix, max(event, _BEGINNING))
-    if not cursor.set_range(wanted):
-        if not cursor.last():
-            return None
-    elif bytes(cursor.key()) != wanted and not cursor.prev():
-        return None
-    key = bytes(cursor.key())
-    return key if key.startswith(prefix) else None
+def chunk_edges(events: NDArray[np.int64]) -> bytes:
+    """Give the last 8 bytes of `chunk_key` of each of several event times."""
+    return (events.view(np.uint64) ^ np.uint64(2**63)).astype(">u8").tobytes()
 
 
 def check_room(folder: Path) -> None:

@@ -7,17 +7,19 @@ it, so that "readable before t" and "in the snapshot that was read" are the same
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import secrets
 import shutil
 import weakref
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import duckdb
 import lmdb
 import numpy as np
 import pyarrow as pa
@@ -31,7 +33,6 @@ from sameworld.stores import event_log, filling
 from sameworld.stores.chunks import Layout
 from sameworld.stores.clock import Clock, SystemClock
 from sameworld.stores.event_log import Delivery
-from sameworld.stores.events import PreparedRow
 from sameworld.stores.keeping import (
     NOTHING,
     Kept,
@@ -48,8 +49,13 @@ from sameworld.stores.keeping import (
 )
 from sameworld.stores.lmdb import CHUNK_ROWS, Index, Reach, check_room
 from sameworld.stores.record_log import Durability, RecordLog
+from sameworld.stores.view import IndexView, View, Wanted
+
+if TYPE_CHECKING:
+    from sameworld.stores.redis import Shared
 
 Say = Callable[[str], None]
+_TOGETHER_BYTES = 4 << 20
 _FORMAT = 2
 """Of the index: one of another is dropped and filled again."""
 
@@ -65,38 +71,70 @@ class Taken:
 
 @dataclass(frozen=True)
 class Incoming:
-    """A delivery on its way in, its events read and prepared already.
+    """A delivery on its way in, its events read already.
 
     Args:
-        prepared_for: the groupings that its rows have all for; they are prepared again when others are kept by the time they are committed.
+        events: as they came.
+        raw: the same as a table in the source's schema.
     """
 
     source: str
     key: str
     events: bytes
-    rows: list[PreparedRow]
-    prepared_for: Any = None
+    raw: pa.Table
+
+
+class _Coming(NamedTuple):
+    """A logged delivery on its way into the index, and its prepared rows."""
+
+    delivery: Delivery
+    digest: bytes
+    rows: pa.Table
+
+
+Asks = Callable[[], Iterable[tuple[Sequence[Grouping], Mapping[str, Sequence[Any]]]]]
+"""Gives groupings and the requests' fields they will be read for, as `Snapshot.aggregates` takes them."""
+
+
+class Reading(Protocol):
+    """What snapshots need of the store that opens them."""
+
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def folder(self) -> Path: ...
+    def reach(self, grouping: Grouping) -> Reach: ...
+
+
+def wanted(store: Reading, asked: Iterable[tuple[Sequence[Grouping], Mapping[str, Sequence[Any]]]]) -> Wanted:
+    """Give how far reads reach and of which entities."""
+    found: list[tuple[Reach, list[tuple[Any, ...]]]] = []
+    for groupings, fields in asked:
+        for grouping in groupings:
+            keys = list(zip(*(fields[key] for key in grouping.keys), strict=True))
+            found.append((store.reach(grouping), [key for key in keys if None not in key]))
+    return found
 
 
 class Snapshot:
     """One consistent view of the store. Close it soon."""
 
-    def __init__(self, store: OnlineStore, txn: lmdb.Transaction) -> None:
+    def __init__(self, store: Reading, view: View) -> None:
         self._store = store
-        self._txn = txn
-        self.sequence: int = store.index.get(txn, "sequence", 0)
-        self.stamp: int = store.index.get(txn, "stamp", 0)
+        self._view = view
+        self.sequence: int = view.sequence
+        self.stamp: int = view.stamp
         # What one model's reads fetched or computed, another's take: rows by entity, and the same reads of the same entities.
         self._fetched: dict[Any, tuple[Reach, dict[tuple[Any, ...], list[Any]]]] = {}
         self._read: dict[Any, dict[str, Column]] = {}
-        self._kept = store.kept(txn).groupings
+        self._kept = view.kept.groupings
         self._filled: set[int] = set()
 
     def __enter__(self) -> Snapshot:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._txn.abort()
+        self._view.close()
 
     def moment(self) -> int:
         """Give the moment of this snapshot: now, and after everything that is in it."""
@@ -104,7 +142,7 @@ class Snapshot:
 
     def latest(self) -> Mapping[str, int]:
         """Give source content -> when its latest row became readable, in microseconds; nothing of a source that never had one."""
-        return self._store.latest(self._txn)
+        return self._view.latest
 
     def unfilled(self, groupings: Sequence[Grouping]) -> StoreError | None:
         """Give why groupings cannot be read yet; None when they can."""
@@ -173,7 +211,7 @@ class Snapshot:
         known = fetched[1]
         missing = [key for key in keys if key not in known]
         if missing:
-            chunks = self._store.index.chunks_of(self._txn, prefix, fetched[0], missing, t)
+            chunks = self._view.chunks_of(prefix, fetched[0], missing, t)
             known.update(zip(missing, chunks, strict=True))
         return [known[key] for key in keys]
 
@@ -190,6 +228,8 @@ class OnlineStore:
         clock: this machine's by default.
         chunk_rows: see `Index`.
         sources: whose events are logged even where no grouping reads them, such as those of outcomes.
+        shared: where this host publishes every commit, and what snapshots are read from then.
+        follow: another host takes events and publishes; here nothing is kept and none are taken.
     """
 
     def __init__(
@@ -203,8 +243,12 @@ class OnlineStore:
         clock: Clock | None = None,
         chunk_rows: int = CHUNK_ROWS,
         sources: Sequence[Source] = (),
+        shared: Shared | None = None,
+        follow: bool = False,
     ) -> None:
         check_room(folder)
+        self.shared = shared
+        self.follows = follow and shared is not None
         self.folder = folder
         self.replay = replay
         self.clock = clock or SystemClock()
@@ -222,6 +266,8 @@ class OnlineStore:
         self.want(groupings, schemas, sources)
 
     def close(self) -> None:
+        if self.shared is not None:
+            self.shared.close()
         self.log.close()
         self.index.close()
 
@@ -239,8 +285,10 @@ class OnlineStore:
             StoreError: two sources have one name; what was wanted before still is.
         """
         by_name = _by_name(groupings, sources)
-        with self.index.read() as txn:
-            found = planned(groupings, self.kept(txn), schemas)
+        kept = NOTHING
+        with contextlib.suppress(*([StoreError] if self.follows else [])):  # then what is there is seen later
+            kept = self._kept_now()
+        found = planned(groupings, kept, schemas)
         self.wanted_sources, self.schemas, self.groupings = by_name, schemas, found
 
     @contextmanager
@@ -258,6 +306,12 @@ class OnlineStore:
         except BaseException:  # nothing is read for this: the store may be what is wrong
             self.wanted_sources, self.schemas, self.groupings = before
             raise
+
+    def _kept_now(self) -> Kept:
+        if self.shared is not None and self.follows:
+            return self.shared.kept()
+        with self.index.read() as txn:
+            return self.kept(txn)
 
     def kept(self, txn: lmdb.Transaction) -> Kept:
         """Give what the index keeps in this snapshot."""
@@ -320,8 +374,7 @@ class OnlineStore:
 
     def missing(self) -> list[Grouping]:
         """Give the groupings that are not filled yet."""
-        with self.index.read() as txn:
-            return self.missing_in(self.kept(txn))
+        return self.missing_in(self._kept_now())
 
     def missing_in(self, kept: Kept) -> list[Grouping]:
         """Give the groupings that something kept does not have all rows of."""
@@ -345,21 +398,35 @@ class OnlineStore:
             cutover: recorded the first time; now by default. A later call may not change it.
             say: told what is being done.
         """
+        if self.follows:
+            return
         filling.fill(self, engine, cutover=cutover, say=say)
+        with contextlib.suppress(StoreError):  # what cannot be published now will be when it can
+            self.heal()
 
     def forget_others(self) -> None:
         """Keep nothing but what this store wants; for whoever knows that nobody else reads from it."""
+        if self.follows:
+            return
         filling.forget_others(self)
+        with contextlib.suppress(StoreError):
+            self.heal()
 
     # writing
 
     def prepare(self, source: str, key: str, events: bytes) -> Incoming:
-        """Read and prepare a delivery's events; nothing is written.
+        """Read a delivery's events; nothing is written.
 
         Raises:
             RequestError: no such source.
             DataError: the events are not the source's.
         """
+        if self.follows:
+            raise RequestError(
+                "This server follows the store of another host.",
+                where=f"source {source!r}",
+                do="send events to the server that was started without --follow.",
+            )
         known = self._written_now()
         written = known.get(source)
         if written is None:
@@ -368,63 +435,54 @@ class OnlineStore:
                 expected=f"nearest: {nearest(source, known)}",
                 do="correct the source's name.",
             )
-        return Incoming(source, key, events, written.prepare(events), written.made_of)
+        return Incoming(source, key, events, written.reader.read(events))
 
-    def commit(self, group: Sequence[Incoming]) -> list[Taken | RequestError]:
-        """Take a group of deliveries in one commit; one answer each, in their order.
+    def commit(self, group: Sequence[Incoming]) -> list[Taken | Exception]:
+        """Take a group of deliveries in one commit; one answer each, in their order: what was taken, or why nothing was.
 
         Raises:
             LogError: the event log cannot be written; nothing was taken.
         """
-        answers: list[Taken | RequestError] = []
+        answers: list[Taken | Exception] = []
+        before = self._written_now()
+        prepared = _prepared(group, before)
         with self.index.write() as txn:
             self.catch_up(txn)
             written = self.written(txn)
-            fresh: list[tuple[Incoming, Delivery]] = []
+            if any(before[one.source] is not written[one.source] for one in group):  # a filling has ended
+                prepared = _prepared(group, written)
+            fresh: list[_Coming] = []
             digests: dict[str, bytes] = {}
             firsts: dict[tuple[str, str], int] = {}
             last = self.index.get(txn, "stamp", 0)
             passed = self.index.get(txn, "passed", 0)
             sequence = self.log.next_number
-            for incoming in group:
-                digest = hashlib.blake2b(
-                    incoming.source.encode() + b"\0" + incoming.events, digest_size=16
-                ).digest()
+            for incoming, rows in zip(group, prepared, strict=True):
+                digest = _digest(incoming.source, incoming.events)
                 known = digests.get(incoming.key) or self.index.delivery(txn, incoming.key)
-                early = None
-                if self.replay and known is None:
-                    early = self._too_early(incoming, passed) or self._before_its_first(txn, incoming, firsts)
                 if known is not None:
                     answers.append(_repeated(incoming, known, digest, sequence))
-                elif early is not None:
+                elif isinstance(rows, Exception):
+                    answers.append(rows)
+                elif self.replay and (early := self._early(txn, incoming.source, rows, passed, firsts)):
                     answers.append(early)
                 else:
                     last = last if self.replay else max(self.clock.now(), last + 1)
                     sequence += 1
-                    source = written[incoming.source].source
-                    fresh.append(
-                        (
-                            incoming,
-                            Delivery(
-                                0 if self.replay else last,
-                                incoming.source,
-                                source.content,
-                                incoming.key,
-                                incoming.events,
-                                self.clock.now(),
-                            ),
-                        )
-                    )
+                    content = written[incoming.source].source.content
+                    stamp = 0 if self.replay else last
+                    delivery = Delivery(stamp, incoming.source, content, incoming.key, incoming.events, self.clock.now())  # fmt: skip
+                    fresh.append(_Coming(delivery, digest, rows))
                     digests[incoming.key] = digest
-                    answers.append(Taken(len(incoming.rows), False, sequence))
+                    answers.append(Taken(rows.num_rows, False, sequence))
             if fresh:
-                self.log.append([event_log.encode(delivery) for _, delivery in fresh])
-                for incoming, delivery in fresh:
-                    own = written[incoming.source]
-                    prepared = incoming.prepared_for is own.made_of or incoming.prepared_for == own.made_of
-                    self._apply(txn, delivery, own, incoming.rows if prepared else None)
+                self.log.append([event_log.encode(coming.delivery) for coming in fresh])
+                self._apply(txn, written, fresh)
                 self._advance(txn)
-                self._close_facts(txn, 2 * sum(len(incoming.rows) for incoming, _ in fresh))
+                self._close_facts(txn, 2 * sum(coming.rows.num_rows for coming in fresh))
+        if self.shared is not None and fresh and not self.shared.away:
+            with contextlib.suppress(StoreError):  # it is kept, and will be published when it can
+                self.shared.publish(self.index)
         return answers
 
     def _close_facts(self, txn: lmdb.Transaction, most: int) -> None:
@@ -446,37 +504,38 @@ class OnlineStore:
         if len(left) < len(kept.groupings):
             now = Kept(left, kept.sources, secrets.token_bytes(8))
             keep(self.index, txn, now, instead_of=kept)
+        if self.shared is not None:
+            before = self.index.get(txn, "sequence", 0)
+            self.index.note_changes(txn, before, self.log.next_number, self.shared.published)
         self.index.put(txn, "sequence", self.log.next_number)
 
-    def _too_early(self, incoming: Incoming, passed: int) -> ReplayOrderError | None:
-        early = [
-            row.available_at
-            for row in incoming.rows
-            if row.available_at is not None and row.available_at < passed
-        ]
-        if not early:
-            return None
-        return ReplayOrderError(
-            f"{len(early)} events of source {incoming.source!r} became readable before a moment that has passed.",
-            expected=f"available times of at least {passed} us", found=f"{min(early)} us", do="replay events and requests in the order of time.",
-        )  # fmt: skip
+    def _early(
+        self,
+        txn: lmdb.Transaction,
+        source: str,
+        rows: pa.Table,
+        passed: int,
+        firsts: dict[tuple[str, str], int],
+    ) -> ReplayOrderError | None:
+        return _too_early(source, rows, passed) or self._before_its_first(txn, source, rows, firsts)
 
     def _before_its_first(
-        self, txn: lmdb.Transaction, incoming: Incoming, firsts: dict[tuple[str, str], int]
+        self, txn: lmdb.Transaction, name: str, rows: pa.Table, firsts: dict[tuple[str, str], int]
     ) -> ReplayOrderError | None:
         """Refuse versions that became readable before the first one of their fact: what had been forgotten on its account might count again.
 
         Args:
             firsts: (source, fact) -> when its first version became readable, of deliveries taken in this commit; added to.
         """
-        own = self.written(txn)[incoming.source]
+        own = self.written(txn)[name]
         source, facts = own.source, own.facts
         if source.corrections_within is None:
             return None
         earliest: dict[str, int] = {}
-        for row in incoming.rows:
-            if row.fact is not None and row.available_at is not None:
-                earliest[row.fact] = min(row.available_at, earliest.get(row.fact, row.available_at))
+        columns = (rows[column].to_pylist() for column in ("fact", "available_at"))
+        for fact, available in zip(*columns, strict=True):
+            if fact is not None and available is not None:
+                earliest[fact] = min(available, earliest.get(fact, available))
         early: list[tuple[str, int, int]] = []
         for fact, time in earliest.items():
             first = firsts.get((source.name, fact), self.index.first_available(txn, facts, fact))
@@ -508,22 +567,22 @@ class OnlineStore:
             return True
 
     def _apply(
-        self,
-        txn: lmdb.Transaction,
-        delivery: Delivery,
-        written: Written | None,
-        rows: Sequence[PreparedRow] | None = None,
+        self, txn: lmdb.Transaction, written: Mapping[str, Written], coming: Sequence[_Coming]
     ) -> None:
-        """Take a logged delivery into the index; `rows` are its own, where they are prepared already."""
-        latest = delivery.stamp
-        if written is not None:
-            floor = delivery.stamp or self.index.get(txn, "floor", 0)
-            own = written.prepare(delivery.events) if rows is None else rows
-            latest = written.apply(self.index, txn, own, delivery.stamp, floor)
-            self.heard(txn, written.source, latest)
-        self.index.put(txn, "stamp", max(latest, self.index.get(txn, "stamp", 0)))
-        digest = hashlib.blake2b(delivery.source.encode() + b"\0" + delivery.events, digest_size=16).digest()
-        self.index.note_delivery(txn, delivery.key, digest)
+        """Take logged deliveries into the index, those of each source together."""
+        by_source: dict[str, list[tuple[pa.Table, int]]] = {}
+        for delivery, digest, rows in coming:
+            by_source.setdefault(delivery.source, []).append((rows, delivery.stamp))
+            self.index.note_delivery(txn, delivery.key, digest)
+        last = max(delivery.stamp for delivery, _, _ in coming)
+        # Whoever reads has all of them or none, and asks about a moment after the last.
+        floor = last or self.index.get(txn, "floor", 0)
+        for name, deliveries in by_source.items():
+            if name in written:
+                latest = written[name].apply(self.index, txn, deliveries, floor)
+                self.heard(txn, written[name].source, latest)
+                last = max(last, latest)
+        self.index.put(txn, "stamp", max(last, self.index.get(txn, "stamp", 0)))
 
     def catch_up(self, txn: lmdb.Transaction) -> Kept:
         """Apply what a killed writer had logged but not indexed; give what is kept."""
@@ -531,16 +590,96 @@ class OnlineStore:
         applied = self.index.get(txn, "sequence", 0)
         if applied < self.log.next_number:
             written = self.written(txn)
-            for _, delivery in event_log.deliveries(self.folder / "events", applied):
-                self._apply(txn, delivery, written.get(delivery.source))
+            for some in _in_parts(event_log.deliveries(self.folder / "events", applied)):
+                self._apply(txn, written, _read(some, written))
             self._advance(txn)
         return self.kept(txn)
 
     # reading
 
-    def snapshot(self) -> Snapshot:
-        """Open a consistent view of the store."""
-        return Snapshot(self, self.index.read())
+    def snapshot(self, asked: Asks = lambda: (), at: int | None = None) -> Snapshot:
+        """Open a consistent view of the store.
+
+        Args:
+            asked: gives what will be read, which a store of several hosts has to know.
+            at: the moment in a replay.
+        """
+        if self.shared is not None:
+            view = self.shared.view(wanted(self, asked()), self.clock.now() if at is None else at)
+            if self.replay and view.sequence != self.sequence():
+                raise StoreError("Redis has not got all events yet.", do="send the request again.")
+            return Snapshot(self, view)
+        txn = self.index.read()
+        facts = self.index.get(txn, "sequence", 0), self.index.get(txn, "stamp", 0)
+        return Snapshot(self, IndexView(*facts, self.kept(txn), self.latest(txn), self.index, txn))
+
+    def sequence(self) -> int:
+        """Give the last delivery that the index of this host has."""
+        with self.index.read() as txn:
+            return self.index.get(txn, "sequence", 0)
+
+    # publishing
+
+    def heal(self) -> None:
+        """Publish what is not published yet, whatever became of it; nothing where one host serves alone.
+
+        Raises:
+            StoreError: it cannot be published now.
+        """
+        if self.shared is not None and not self.follows:
+            self.shared.heal(self.index)
+
+
+def _digest(source: str, events: bytes) -> bytes:
+    return hashlib.blake2b(source.encode() + b"\0" + events, digest_size=16).digest()
+
+
+def _prepared(group: Sequence[Incoming], written: Mapping[str, Written]) -> list[pa.Table | Exception]:
+    """Give the prepared rows of deliveries, in one query a source; an exception for those that cannot be prepared."""
+    result: list[pa.Table | Exception] = [pa.table({})] * len(group)
+    for name in {incoming.source for incoming in group}:
+        places = [place for place, incoming in enumerate(group) if incoming.source == name]
+        try:
+            tables = written[name].prepare([group[place].raw for place in places])
+        except duckdb.Error:
+            tables = [_prepared_alone(group[place], written[name]) for place in places]
+        for place, table in zip(places, tables, strict=True):
+            result[place] = table
+    return result
+
+
+def _prepared_alone(incoming: Incoming, written: Written) -> pa.Table | Exception:
+    try:
+        return written.prepare([incoming.raw])[0]
+    except duckdb.Error as error:
+        return error
+
+
+def _in_parts(logged: Iterable[tuple[int, Delivery]]) -> Iterator[list[Delivery]]:
+    """Give deliveries in groups of bounded size."""
+    some, size = list[Delivery](), 0
+    for _, delivery in logged:
+        some.append(delivery)
+        size += len(delivery.events)
+        if size > _TOGETHER_BYTES:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+def _read(deliveries: Sequence[Delivery], written: Mapping[str, Written]) -> list[_Coming]:
+    """Read and prepare logged deliveries; those of sources that are not known any more have no rows."""
+    known = [d for d in deliveries if d.source in written]
+    group = [Incoming(d.source, d.key, d.events, written[d.source].reader.read(d.events)) for d in known]
+    prepared = iter(_prepared(group, written))
+    result: list[_Coming] = []
+    for delivery in deliveries:
+        rows = next(prepared) if delivery.source in written else pa.table({})
+        if isinstance(rows, Exception):
+            raise rows
+        result.append(_Coming(delivery, _digest(delivery.source, delivery.events), rows))
+    return result
 
 
 def _by_name(groupings: Sequence[Grouping], sources: Sequence[Source]) -> dict[str, Source]:
@@ -571,9 +710,20 @@ def _drop_after_power_cut(folder: Path) -> None:
             recorded.write_text(now)
 
 
+def _too_early(source: str, rows: pa.Table, passed: int) -> ReplayOrderError | None:
+    available = rows["available_at"].drop_null().to_numpy()
+    early = available[available < passed]
+    if not early.size:
+        return None
+    return ReplayOrderError(
+        f"{len(early)} events of source {source!r} became readable before a moment that has passed.",
+        expected=f"available times of at least {passed} us", found=f"{early.min()} us", do="replay events and requests in the order of time.",
+    )  # fmt: skip
+
+
 def _repeated(incoming: Incoming, known: bytes, digest: bytes, sequence: int) -> Taken | RequestError:
     if known == digest:
-        return Taken(len(incoming.rows), True, sequence)
+        return Taken(incoming.raw.num_rows, True, sequence)
     return RequestError(
         f"The delivery key {incoming.key!r} was used for other events.",
         where=f"source {incoming.source!r}",

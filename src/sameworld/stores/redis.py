@@ -1,0 +1,315 @@
+"""The rows of an index for several hosts, in Redis: at any instant what the index of one host had at one sequence, in the same bytes.
+
+That host publishes every commit in one script, so whoever reads sees all of it or nothing. Redis keeps nothing that cannot be published again: where it has
+lost something, or has been away for longer than changes are remembered, everything is copied beside what is there, and the head then names the copy.
+
+In Redis: a hash, the head, and for every entity one sorted set of scores 0 whose members are the 8 bytes of a chunk's first event time (as in the keys of the
+index) and the chunk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import redis
+
+from sameworld.errors import StoreError
+from sameworld.stores.keeping import NOTHING, Kept, kept_from, token_of
+from sameworld.stores.lmdb import Index, chunk_key, entity_prefix
+from sameworld.stores.named import without_password
+from sameworld.stores.view import SharedView, Wanted
+
+_BASE = b"sameworld:"
+_PUBLISHING_SECONDS = 2.0
+_LEAST_PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.05, 1.0
+_BATCH_BYTES = 1 << 20
+_EARLIEST = -(2**63)
+_MOST_TRIES = 12
+
+_READ = """
+local head = redis.call('HMGET', KEYS[1], 'epoch', 'layout', 'sequence', 'stamp', 'latest')
+local found = {head}
+if not head[1] or ARGV[1] ~= head[2] then return found end
+for i = 2, #ARGV, 3 do
+  local key = KEYS[1] .. head[1] .. ARGV[i]
+  local before = redis.call('ZREVRANGEBYLEX', key, '(' .. ARGV[i + 1], '-', 'LIMIT', 0, ARGV[i + 2])
+  local chunks = {}
+  for j = #before, 1, -1 do chunks[#chunks + 1] = before[j] end
+  for _, chunk in ipairs(redis.call('ZRANGEBYLEX', key, '[' .. ARGV[i + 1], '+')) do chunks[#chunks + 1] = chunk end
+  found[#found + 1] = {#before, chunks}
+end
+return found
+"""
+"""The head and, where it has the layout that the caller knows, of every entity its chunks from a time on and some before it."""
+
+_PUBLISH = """
+local head = redis.call('HMGET', KEYS[1], 'epoch', 'sequence')
+if head[1] ~= ARGV[1] or head[2] ~= ARGV[2] then return 0 end
+for i = 6, #ARGV, 3 do
+  local key = KEYS[1] .. ARGV[1] .. ARGV[i]
+  redis.call('ZREMRANGEBYLEX', key, '[' .. ARGV[i + 1], '[' .. ARGV[i + 1] .. string.rep(string.char(255), 9))
+  if ARGV[i + 2] ~= '' then redis.call('ZADD', key, 0, ARGV[i + 1] .. ARGV[i + 2]) end
+end
+redis.call('HSET', KEYS[1], 'sequence', ARGV[3], 'stamp', ARGV[4], 'latest', ARGV[5])
+return 1
+"""
+"""Replaces chunks (an empty one is removed), if the head is the one that the caller knows."""
+
+
+class Shared:
+    """A store's rows in Redis: published by one host, read by any. While Redis does not answer it is asked now and then only, so that nobody waits for it.
+
+    Args:
+        folder: the store's; where a host takes no events itself, it has no name in it.
+        address: redis:// or unix://; see `redis.Redis.from_url`.
+        reading_seconds: how long a read may take: whoever waits for it must still have time for a fallback.
+    """
+
+    def __init__(self, folder: Path, address: str, *, reading_seconds: float = 0.02) -> None:
+        self._folder = folder
+        self._where = without_password(address)
+        self._reading = _client(address, reading_seconds)
+        self._publishing = _client(address, _PUBLISHING_SECONDS)
+        self._read = self._reading.register_script(_READ)
+        self._publish = self._publishing.register_script(_PUBLISH)
+        self._kept = NOTHING
+        self._tried = {"reading": _Tried(), "publishing": _Tried()}
+        self.published = 0
+
+    def close(self) -> None:
+        self._reading.close()
+        self._publishing.close()
+
+    # reading
+
+    def kept(self) -> Kept:
+        """Give what the publishing host keeps.
+
+        Raises:
+            StoreError: Redis does not answer, or has no store.
+        """
+        found = self._ask("reading", lambda: self._reading.hget(_BASE, "kept"))
+        if found is None:
+            raise self._empty()
+        self._kept = kept_from(found)
+        return self._kept
+
+    def view(self, wanted: Wanted, t: int) -> SharedView:
+        """Fetch rows as of one sequence: in one round trip, unless the latest rows of all history lie far back or something else is kept now.
+
+        Args:
+            wanted: groupings, how far they reach, and which entities; those that are not kept are left out.
+            t: a moment that is not after the one they will be read at.
+
+        Raises:
+            StoreError: Redis does not answer, or has no store.
+        """
+        depth = 1
+        for _ in range(_MOST_TRIES):
+            kept = self._kept
+            asked = [
+                (kept.groupings[reach.content].prefix, reach, key)
+                for reach, keys in wanted
+                if reach.content in kept.groupings
+                for key in dict.fromkeys(keys)
+            ]
+            # Of the models that read one entity, whoever wants most says how much is fetched.
+            arguments: dict[bytes, tuple[int, int]] = {}
+            for prefix, reach, key in asked:
+                entity = entity_prefix(prefix, key)
+                since, before = arguments.get(entity, (t, depth))
+                wants = -1 if reach.everything else depth
+                arguments[entity] = min(since, t - reach.past), -1 if before < 0 else wants
+            flat: list[Any] = [kept.token]
+            for entity, (since, before) in arguments.items():
+                flat += (entity, chunk_key(b"", max(since, _EARLIEST) + 1), before)
+            head, *found = self._ask("reading", lambda flat=flat: self._read([_BASE], flat))
+            if head[0] is None:
+                raise self._empty()
+            if head[1] != kept.token:
+                self.kept()
+                continue
+            chunks = {
+                entity: (count == before, [chunk[8:] for chunk in some])
+                for (entity, (_, before)), (count, some) in zip(arguments.items(), found, strict=True)
+            }
+            view = SharedView(int(head[2]), int(head[3]), kept, msgspec.msgpack.decode(head[4]), chunks)
+            if all(view.has_latest(*one, t) for one in asked):
+                return view
+            depth *= 16
+        raise StoreError("What is published changes faster than it can be read.", where=self._where, do="send the request again.")  # fmt: skip
+
+    # publishing
+
+    @property
+    def away(self) -> bool:
+        """Whether it did not answer when something was last published: a commit does not wait for it then, what heals does."""
+        return bool(self._tried["publishing"].pause)
+
+    def publish(self, index: Index) -> bool:
+        """Bring Redis up to what the index has; give whether that could be done by what has changed.
+
+        Raises:
+            StoreError: Redis does not answer, or has the store of another host.
+        """
+        return self._ask("publishing", lambda: self._published(index))
+
+    def heal(self, index: Index) -> None:
+        """Bring Redis up to what the index has, whatever it has lost.
+
+        Raises:
+            StoreError: as in `publish`.
+        """
+        if not self.publish(index):
+            self._ask("publishing", lambda: self._copy(index))
+            self.publish(index)
+
+    def _published(self, index: Index) -> bool:
+        with _locked(self._folder / "publishing.lock"), index.read() as txn:
+            owner, epoch, layout, before = self._publishing.hmget(_BASE, "owner", "epoch", "layout", "sequence")  # fmt: skip
+            self._check(owner)
+            if epoch is None or layout != token_of(index, txn):
+                return False
+            sequence, stamp, latest = _facts(index, txn)
+            if int(before) != sequence:
+                changed = index.changed(txn, int(before), sequence)
+                if changed is None:
+                    return False
+                arguments: list[Any] = [epoch, before, sequence, stamp, latest]
+                for key in changed:
+                    arguments += (key[:-8], key[-8:], index.chunk(txn, key))
+                if not self._publish([_BASE], arguments):
+                    return False
+            self.published = sequence
+            return True
+
+    def _copy(self, index: Index) -> None:
+        """Copy everything beside what is there, and then name it in the head. Commits and readers go on meanwhile."""
+        name = _name(self._folder)
+        with _locked(self._folder / "copying.lock"), index.read() as txn:
+            self._publishing.hsetnx(_BASE, "owner", name)
+            self._check(self._publishing.hget(_BASE, "owner"))
+            epoch = secrets.token_hex(8).encode() + b":"
+            pipeline, size = self._publishing.pipeline(transaction=False), 0
+            for place in kept_from(index.raw(txn, "kept")).groupings.values():
+                for key, chunk in index.all_chunks(txn, place.prefix):
+                    pipeline.zadd(_BASE + epoch + key[:-8], {key[-8:] + chunk: 0})
+                    size += len(chunk)
+                    if size > _BATCH_BYTES:
+                        pipeline.execute()
+                        size = 0
+            pipeline.execute()
+            sequence, stamp, latest = _facts(index, txn)
+            head: dict[Any, Any] = {
+                "owner": name, "epoch": epoch, "layout": token_of(index, txn), "kept": index.raw(txn, "kept"),
+                "sequence": sequence, "stamp": stamp, "latest": latest,
+            }  # fmt: skip
+            with _locked(self._folder / "publishing.lock"):
+                self._publishing.hset(_BASE, mapping=head)
+            self._sweep(epoch)
+
+    def _sweep(self, epoch: bytes) -> None:
+        """Remove what earlier copies have left."""
+        pipeline = self._publishing.pipeline(transaction=False)
+        for number, key in enumerate(self._publishing.scan_iter(match=_BASE + b"*", count=1000), 1):
+            if key != _BASE and not key.startswith(_BASE + epoch):
+                pipeline.unlink(key)
+            if number % 1000 == 0:
+                pipeline.execute()
+        pipeline.execute()
+
+    def _check(self, owner: bytes | None) -> None:
+        if owner not in (None, _name(self._folder)):
+            raise StoreError(
+                "This Redis has the store of another host.",
+                where=self._where,
+                expected="one host that takes events and publishes them",
+                do="let this server follow that one with --follow, or give it another database of Redis.",
+            )
+
+    # what both need
+
+    def _ask(self, what: str, ask: Callable[[], Any]) -> Any:
+        tried = self._tried[what]
+        do = "start Redis again; it is tried by itself."
+        if time.monotonic() < tried.again:
+            raise StoreError(tried.trouble, where=self._where, do=do)
+        try:
+            found = ask()
+        except redis.RedisError as error:
+            tried.failed(f"Redis does not answer: {type(error).__name__}: {error}")
+            raise StoreError(tried.trouble, where=self._where, do=do) from error
+        tried.pause = 0.0
+        return found
+
+    def _empty(self) -> StoreError:
+        return StoreError(
+            "Redis has no store.",
+            where=self._where,
+            do="start the server that takes events: it publishes its store, and again when Redis has lost it.",
+        )
+
+
+@dataclass
+class _Tried:
+    """When to ask again, and why not now."""
+
+    pause: float = 0.0
+    again: float = 0.0
+    trouble: str = ""
+
+    def failed(self, trouble: str) -> None:
+        self.pause = min(max(2 * self.pause, _LEAST_PAUSE_SECONDS), _MOST_PAUSE_SECONDS)
+        self.again = time.monotonic() + self.pause
+        self.trouble = trouble
+
+
+def _facts(index: Index, txn: Any) -> tuple[int, int, bytes]:
+    """Give the sequence, the stamp and when sources had their latest rows."""
+    latest = index.raw(txn, "latest") or msgspec.msgpack.encode({})
+    return index.get(txn, "sequence", 0), index.get(txn, "stamp", 0), latest
+
+
+def _client(
+    address: str, seconds: float
+) -> Any:  # its types say of every answer that it may have to be awaited
+    try:
+        return redis.Redis.from_url(
+            address, socket_timeout=seconds, socket_connect_timeout=seconds, retry=None
+        )
+    except ValueError as error:
+        raise StoreError(
+            f"The address of the store cannot be read: {error}",
+            expected="redis://HOST:PORT/DATABASE or unix://PATH?db=DATABASE",
+            do="correct --store.",
+        ) from error
+
+
+def _name(folder: Path) -> bytes:
+    """Give the name of this host's store, which it keeps."""
+    path = folder / "name"
+    if not path.exists():
+        fresh = path.with_name(f".name.{os.getpid()}")
+        fresh.write_text(secrets.token_hex(16))
+        with contextlib.suppress(FileExistsError):
+            os.link(fresh, path)
+        fresh.unlink()
+    return path.read_bytes()
+
+
+@contextmanager
+def _locked(path: Path) -> Generator[None]:
+    """Let one process of this host in; the kernel frees the lock of one that is killed."""
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
