@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -130,10 +131,11 @@ class Runner:
                 load = Load(server.port, contestant.path, file, contestant.wanted)
                 self.client(load, 16, warm_seconds, self.client_cores)
                 for count in connections:
-                    before, machine = server.processor_seconds(), machine_seconds()
+                    before, machine, began = server.processor_seconds(), machine_seconds(), time.monotonic()
                     seen = self.client(load, count, seconds, self.client_cores)
                     took = server.processor_seconds() - before
-                    others = (machine_seconds() - machine - took) / seen.seconds - seen.busy
+                    others = machine_seconds() - machine - took - seen.busy * seen.seconds
+                    others /= time.monotonic() - began
                     measured.seen.setdefault(count, []).append(seen)
                     measured.processor_seconds.setdefault(count, []).append(took)
                     measured.others.append(others)
