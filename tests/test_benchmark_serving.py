@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,10 @@ def test_serving_benchmark_proves_measures_and_writes_its_table(tmp_path: Path) 
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "49 vectors are what their sources give" in done.stderr
+    # 48 at once, and those until it was ready.
+    proved = re.search(r"(\d+) vectors are what their sources give", done.stderr)
+    assert proved is not None
+    assert int(proved[1]) > 48
     (measured,) = json.loads(found.read_text())["measurements"]
     assert [load["connections"] for load in measured["loads"]] == [1, 4]
     for load in measured["loads"]:
