@@ -55,7 +55,7 @@ class BrokenStore:
     def __init__(self, store: Any) -> None:
         self.clock = store.clock
 
-    def snapshot(self) -> Any:
+    def snapshot(self, *_: Any) -> Any:
         raise OSError("the disk is gone")
 
 

@@ -74,7 +74,7 @@ class BrokenStore:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def snapshot(self) -> Any:
+    def snapshot(self, *_: Any) -> Any:
         raise OSError("the disk is gone")
 
 
