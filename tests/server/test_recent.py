@@ -33,7 +33,7 @@ def test_only_the_last_minute_counts() -> None:
     for second in range(600):
         clock.time = 1000.0 + second
         for _ in range(10):
-            recent.answered("model" if second < 300 else "fallback_1_rate", "", 100)
+            recent.answered("model" if second < 300 else "fallback_1_rate", "", [100])
     said = together([recent.summary()])
     assert said["tier"] == "fallback_1_rate"
     assert said["fallbacks"] == 1.0
@@ -50,7 +50,7 @@ def test_workers_are_added_up_and_percentiles_are_within_a_tenth() -> None:
     workers = [Recent(clock), Recent(clock)]
     for number, microseconds in enumerate(taken.tolist()):
         tier = "fallback_2_constant" if number % 4 == 0 else "model"
-        workers[number % 2].answered(tier, "deadline" if number % 4 == 0 else "", microseconds)
+        workers[number % 2].answered(tier, "deadline" if number % 4 == 0 else "", [microseconds])
     clock.time += 10
     said = together(worker.summary() for worker in workers)
     assert (said["tier"], said["fallbacks"]) == ("model", 0.25)

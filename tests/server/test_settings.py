@@ -73,7 +73,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
         "  do: correct its name, or take it out.\n"
         "3. Nobody knows the variable SAMEWORLD_TOKN.\n"
         "  in: the environment\n"
-        "  expected: nearest: SAMEWORLD_TOKEN, SAMEWORLD_CONFIG, SAMEWORLD_PORT\n"
+        "  expected: nearest: SAMEWORLD_TOKEN, SAMEWORLD_STORE, SAMEWORLD_CONFIG\n"
         "  do: correct its name, or take it out.\n"
         "4. Setting 'port' has a value that is none.\n"
         "  in: SAMEWORLD_PORT\n"
