@@ -893,6 +893,17 @@ def test_rows_that_no_window_reaches_any_more_go_and_the_others_stay() -> None:
         assert kept < 69 / 4
 
 
+@pytest.mark.parametrize("late", [30, 3])
+def test_a_row_too_late_for_any_window_takes_no_other_with_it(late: int) -> None:
+    """What is before the first chunk that is left has a place of its own; what comes with it has not."""
+    with world("append_only", [SUM_SHORT], chunk_rows=2) as here:
+        for time in range(11, 60):
+            here.clock.time = time
+            several = [row(k1="a", e=time - late, x=1.0), row(k1="a", e=time, x=0.1 * time)]
+            tell(here, f"key {time}", several if time % 5 == 0 else several[1:])
+            here.check(here.moment())
+
+
 def test_a_store_rebuilt_from_files_and_log_reads_the_same() -> None:
     files = [row(id="p", v=0, k1="a", k2=0, a=1, x=0.1), row(id="q", v=0, k1="a", k2=1, a=2, x=0.2)]
     with world("by_version", [COUNT, COUNT_BY_TWO, SUM_LONG], files=files) as here:

@@ -454,6 +454,13 @@ class Chunks:
         key, chunk = cursor.item()
         return (key, chunk, following) if key.startswith(prefix) else None
 
+    def first(self, prefix: bytes) -> bytes | None:
+        """Give the key of an entity's first chunk: after expiry there may be none for rows that are earlier."""
+        if not self._cursor.set_range(prefix):
+            return None
+        key = self._cursor.key()
+        return key if key.startswith(prefix) else None
+
     def expire(self, prefix: bytes, before: int) -> None:
         """Drop an entity's chunks whose rows are all before a time."""
         cursor = self._cursor

@@ -275,7 +275,7 @@ def _insert_all(
         start, stop = starts[number], starts[number + 1]
         prefix = prefixes[entity]
         found = chunks.at(prefix, prefix + edges[8 * start : 8 * start + 8])
-        following = found[2] if found is not None else None
+        following = found[2] if found is not None else chunks.first(prefix)
         if following is None or events[stop - 1] < start_of(following):
             mine = content[start * width : stop * width]
             more = where.layout.appended(found[1] if found is not None else NO_ROWS, mine, most)
@@ -301,15 +301,16 @@ def _insert(
     layout, made = where.layout, False
     while len(rows):
         found = chunks.at(prefix, chunk_key(prefix, int(rows[0, EVENT])))
+        following = found[2] if found is not None else chunks.first(prefix)
         stop = len(rows)
-        if found is not None and found[2] is not None:
-            stop = int(np.searchsorted(rows[:, EVENT], start_of(found[2])))
+        if following is not None:
+            stop = int(np.searchsorted(rows[:, EVENT], start_of(following)))
         mine, my_texts = rows[:stop], [column[:stop] for column in texts]
         rows, texts = rows[stop:], [column[stop:] for column in texts]
-        at_end = True
+        at_end = following is None
         if found is not None:
             old = layout.unpack(found[1])[0]
-            at_end = found[2] is None and (not len(old) or old[-1, EVENT] <= mine[0, EVENT])
+            at_end = following is None and (not len(old) or old[-1, EVENT] <= mine[0, EVENT])
             mine, my_texts = layout.merged(found[1], mine, my_texts)
         cuts = _cuts(mine[:, EVENT], most, full=at_end)
         for place, (low, high) in enumerate(zip([0, *cuts], [*cuts, len(mine)], strict=True)):
