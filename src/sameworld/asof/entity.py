@@ -36,17 +36,16 @@ from sameworld.asof.kernel import TURN, add, key_of, read
 from sameworld.asof.plan import Read
 from sameworld.asof.read import partials_of, values_of, words_for
 from sameworld.asof.schedule import edge_time, first_at_or_after
-from sameworld.asof.schema import scale_of, value_type
+from sameworld.asof.schema import value_type
 from sameworld.asof.values import (
     ALL,
     HOW,
-    MEAN,
-    RATIO,
     as_numbers,
     does_not_fit,
     how_of,
     make_values,
     numbers_of,
+    to_floats,
 )
 
 # The words of a row as a store keeps it: int64 all of them, so that a run of rows is a table that is read where it lies.
@@ -212,10 +211,7 @@ class EntityReads:
                     width += many
                 families = [words.families[item] for item in read_.inputs]
                 value, kind = AGGREGATIONS[read_.operation].value, value_family(read_.operation, families[0])
-                if kind not in _IN_BLOCKS or (
-                    value.how in (MEAN, RATIO)
-                    and any(scale_of(str(family)) is not None for family in families)
-                ):
+                if kind not in _IN_BLOCKS or any(to_floats(value, family) for family in families):
                     self._single.append((name, read_, taken))
                 else:
                     how = how_of(value, families, [to for _, to, _ in taken])

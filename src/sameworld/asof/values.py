@@ -114,12 +114,14 @@ def make_values(
     return wrong
 
 
+def to_floats(value: Value, family: str | None) -> bool:
+    """Whether words of a family go to `make_values` as float64: those of decimals whose value is one."""
+    return value.how in (MEAN, RATIO) and scale_of(str(family)) is not None
+
+
 def how_of(value: Value, families: Sequence[str | None], places: Sequence[int]) -> list[int]:
-    """Give a window's `how` for `make_values`; decimals are given to it as float64 where their value is one."""
-    floats = [
-        int(family == "float" or (scale_of(str(family)) is not None and value.how in (MEAN, RATIO)))
-        for family in families
-    ]
+    """Give a window's `how` for `make_values`; see `to_floats`."""
+    floats = [int(family == "float" or to_floats(value, family)) for family in families]
     if value.least == 2:  # a variance is one, whatever it is of
         floats[0] = 1
     return [*value, places[0], floats[0], *((places[1], floats[1]) if len(places) > 1 else (0, 0))]
@@ -168,9 +170,7 @@ def array_of(
     how = how_of(value, families, range(len(columns)))
     outs = [out for out, _ in kept]
     words = [
-        as_float(str(column.family), some).view(np.int64)
-        if scale_of(str(column.family)) is not None and value.how in (MEAN, RATIO)
-        else some
+        as_float(str(column.family), some).view(np.int64) if to_floats(value, column.family) else some
         for column, (_, some) in zip(columns, kept, strict=True)
     ]
     made, none = np.empty((1, at.shape[0]), np.int64), np.empty((1, at.shape[0]), np.bool_)
