@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SOURCES = Path(__file__).resolve().parent.parent / "src"
-HEAVY = ("numba", "duckdb", "lightgbm", "numpy", "pyarrow", "sklearn", "lmdb", "granian")
+HEAVY = ("numba", "duckdb", "lightgbm", "numpy", "pyarrow", "sklearn", "lmdb", "httptools")
 IMPORT = "import sameworld"
 HELP = """
 import sys

@@ -1,27 +1,21 @@
-"""The server as one RSGI application: routes, start and stop. Granian calls it; so can a test."""
+"""The server as one application: routes, start and stop."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import hmac
-import importlib.util
 import secrets
-import sys
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.errors import RequestError, SameworldError, nearest
 from sameworld.server.answering import Answering
-from sameworld.server.config import ServerConfig, from_environment, on_loopback
+from sameworld.server.config import ServerConfig, on_loopback
 from sameworld.server.control import Control
 from sameworld.server.counts import Counts
+from sameworld.server.http import MOST_BODY_BYTES, Reply, Request
 from sameworld.server.incidents import Incidents
 from sameworld.server.metrics import Metrics
 from sameworld.server.portfolio import Portfolio, wanted_of
@@ -47,9 +41,8 @@ from sameworld.stores.online import Incoming, OnlineStore
 from sameworld.stores.prediction_log import PredictionLog
 from sameworld.training.bundle import Bundle
 
-_JSON = [("content-type", "application/json")]
-_TEXT = [("content-type", "text/plain; version=0.0.4")]
-_MOST_BYTES = 16 << 20
+_JSON = b"application/json"
+_TEXT = b"text/plain; version=0.0.4"
 _PUBLISHED_SECONDS = 0.1
 _MOST_READING_SECONDS = 0.25
 """Nothing else is answered while a store of several hosts is being asked."""
@@ -108,6 +101,7 @@ class Server:
         self._loading: asyncio.Task[None] | None = None
         self._publishing: asyncio.Task[None] | None = None
         self._stopping = False
+        self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
 
     def start(self) -> None:
@@ -145,18 +139,77 @@ class Server:
 
     # routes
 
+    def take(self, request: Request, reply: Reply) -> None:
+        """Answer a request as the protocol has it; predictions without a task of their own."""
+        path = request.path
+        parts = path.split("/")
+        if len(parts) == 5 and parts[4] == "predict" and parts[:3] == ["", "v1", "models"] and request.method == "POST":  # fmt: skip
+            try:
+                self._answer(self._ask(parts[3], request.body, request.header), path, reply)
+            except Exception as error:  # noqa: BLE001 # as in `handle`
+                reply(*self._refused(error, f"POST {path}"))
+            return
+        task = asyncio.get_running_loop().create_task(self._taken(request, path, reply))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _taken(self, request: Request, path: str, reply: Reply) -> None:
+        async def body() -> bytes:
+            return request.body
+
+        reply(*await self.handle(request.method, path, request.header, body))
+
+    def _answer(self, answers: list[asyncio.Future[Any]], path: str, reply: Reply) -> None:
+        """Reply once all answers are given."""
+        left = len(answers)
+
+        def given(_: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                try:
+                    reply(200, _JSON, predictions_body([answer.result() for answer in answers]))
+                except Exception as error:  # noqa: BLE001 # as in `handle`
+                    reply(*self._refused(error, f"POST {path}"))
+
+        for answer in answers:
+            answer.add_done_callback(given)
+        if not answers:
+            given(None)
+
+    def refuse(self, status: int, what: str) -> bytes:
+        """Give the body of the answer to what is no HTTP request, and count it."""
+        self.metrics.refused(status)
+        return error_body(
+            RequestError(
+                what,
+                expected=f"HTTP/1.1, a body of at most {MOST_BODY_BYTES} bytes, headers of at most 64 KiB, all within 30 s",
+                do="correct the request.",
+            )
+        )
+
+    def _refused(self, error: Exception, where: str) -> tuple[int, bytes, bytes]:
+        """Give the answer that is an error, and count it."""
+        if not isinstance(error, SameworldError):
+            self.metrics.broken("route", f"{where}: {type(error).__name__}: {error}")
+            error = UnavailableError.of(error, where)
+        status = status_of(error)
+        self.metrics.refused(status)
+        return status, _JSON, error_body(error)
+
     async def handle(
         self,
         method: str,
         path: str,
         header: Callable[[str], str | None],
         body: Callable[[], Awaitable[bytes]],
-    ) -> tuple[int, Any, bytes]:
-        """Give (status, headers, body) for one request."""
+    ) -> tuple[int, bytes, bytes]:
+        """Give (status, content type, body) for one request."""
         try:
             match [part for part in path.split("/") if part]:
                 case ["v1", "models", model, "predict"] if method == "POST":
-                    return 200, _JSON, await self._predict(model, await body(), header)
+                    answers = self._ask(model, await body(), header)
+                    return 200, _JSON, predictions_body([await answer for answer in answers])
                 case ["v1", "sources", source, "events"] if method == "POST":
                     self._authorise(header("authorization"))
                     return 200, _JSON, await self._events(source, header, await body())
@@ -182,14 +235,8 @@ class Server:
                         expected="POST /v1/models/{model}/predict, POST /v1/sources/{source}/events, GET /livez, /readyz, /metrics",
                         do="correct the method or the path.",
                     )
-        except Exception as unexpected:  # noqa: BLE001 # the edge: whatever breaks, the caller is told so, and it is counted
-            error = unexpected
-            if not isinstance(error, SameworldError):
-                self.metrics.broken("route", f"{method} {path}: {type(error).__name__}: {error}")
-                error = UnavailableError.of(error, f"{method} {path}")
-            status = status_of(error)
-            self.metrics.refused(status)
-            return status, _JSON, error_body(error)
+        except Exception as error:  # noqa: BLE001 # the edge: whatever breaks, the caller is told so, and it is counted
+            return self._refused(error, f"{method} {path}")
 
     def not_ready(self) -> list[str]:
         """Give what the server is still waiting for."""
@@ -231,7 +278,8 @@ class Server:
                     do="correct the method or the path.",
                 )
 
-    async def _predict(self, model: str, body: bytes, header: Callable[[str], str | None]) -> bytes:
+    def _ask(self, model: str, body: bytes, header: Callable[[str], str | None]) -> list[asyncio.Future[Any]]:
+        """Ask for the predictions that a body wants."""
         served = self.portfolio.models.get(model)
         if served is None:
             raise self.portfolio.absent(model)
@@ -248,8 +296,7 @@ class Server:
         within = deadline_seconds(header(DEADLINE))
         together = header(TOGETHER) if at is not None else None
         expected = int(together) if together and together.isdigit() else len(requests)
-        answers = [self._answering.ask(served, fields, at, expected, within) for fields in requests]
-        return predictions_body([await answer for answer in answers])
+        return [self._answering.ask(served, fields, at, expected, within) for fields in requests]
 
     async def _events(self, source: str, header: Callable[[str], str | None], body: bytes) -> bytes:
         if source not in self._preparers:
@@ -347,72 +394,10 @@ def open_store(config: ServerConfig, bundles: Iterable[Bundle], clock: Clock | N
 
 
 def _refuse_large(body: bytes) -> None:
-    if len(body) > _MOST_BYTES:
+    if len(body) > MOST_BODY_BYTES:
         raise RequestError(
             "The body is too large.",
-            expected=f"at most {_MOST_BYTES} bytes",
+            expected=f"at most {MOST_BODY_BYTES} bytes",
             found=str(len(body)),
             do="send several smaller ones.",
         )
-
-
-def _settle_pandas() -> None:
-    """PyArrow looks for pandas at every conversion, on disk each time where there is none: tell it once."""
-    if importlib.util.find_spec("pandas") is None:
-        pa.array([None])  # PyArrow's first look must still find no module; of later ones it takes this answer
-        sys.modules["pandas"] = None  # pyright: ignore[reportArgumentType] # how Python itself notes that there is no such module
-
-
-class App:
-    """What Granian runs: one server in each of its processes.
-
-    Args:
-        counts: shared with the other processes.
-    """
-
-    def __init__(self, counts: Counts | None = None) -> None:
-        self._counts = counts
-        self._server: Server | None = None
-        self.in_flight = 0
-
-    def waiting_for(self) -> list[str]:
-        """Give what the server is still waiting for."""
-        assert self._server is not None
-        return self._server.not_ready()
-
-    def drain(self) -> None:
-        """Say at /readyz that requests are to go elsewhere, and close each connection with its next answer."""
-        assert self._server is not None
-        self._server.draining = True
-
-    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        _settle_pandas()
-        # Threads that prepare and commit events hand the interpreter back to the loop after this, not after Python's 5 ms.
-        sys.setswitchinterval(0.0005)
-        config = from_environment()
-        self._server = Server(config, counts=self._counts)
-        # The command line fills the store before; a process that finds something missing does it itself.
-        self._server.store.fill(DuckDBEngine(Path(config.folder)))
-        loop.call_soon(self._server.start)
-        # What lives as long as the server is not looked through again. A look at what is young stops the loop for as long as there is much of it.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(2_000, 20, 100)
-
-    def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._server is not None:
-            with contextlib.suppress(RuntimeError):
-                loop.run_until_complete(self._server.stop())
-
-    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
-        assert self._server is not None
-        self.in_flight += 1
-        try:
-            status, headers, body = await self._server.handle(
-                scope.method, scope.path, scope.headers.get, protocol
-            )
-            if self._server.draining:
-                headers = [*headers, ("connection", "close")]
-            protocol.response_bytes(status, headers, body)
-        finally:
-            self.in_flight -= 1

@@ -19,7 +19,8 @@ import msgspec
 from sameworld.errors import SameworldError
 from sameworld.server.config import ENVIRONMENT, ServerConfig
 from sameworld.server.counts import place
-from sameworld.server.worker import BACKLOG, LONGEST_DRAIN_SECONDS, bound
+from sameworld.server.http import BACKLOG
+from sameworld.server.worker import LONGEST_DRAIN_SECONDS, bound
 from sameworld.serving.supervision import BEAT_SECONDS, pause_before, verdict
 
 _SPARE_SECONDS = 5.0

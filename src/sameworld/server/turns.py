@@ -21,6 +21,7 @@ TURN_SECONDS = 0.005
 OVERLOAD = "overload"
 DEADLINE = "deadline"
 UNANSWERED = "model: it has not answered in time"
+_PATIENCE = 0.001  # the longest that a turn waits for more
 _MARGIN = 0.002  # what it takes to answer from a fallback, and what timers are late by
 _MOST = 2000  # of one line that a turn looks at
 _MOST_SHED = 250  # in one turn: they cost the loop's time, too
@@ -79,11 +80,13 @@ class Turns(Generic[Request]):
         self._fall_back = fall_back
         self._lines: dict[Line[Request], None] = {}
         self._coming = False
+        self._came = 0
 
     def add(self, line: Line[Request], asked: Request) -> None:
         """Let a request wait for its turn, which comes when the loop has read what has arrived."""
         line.waiting.append(asked)
         line.fresh += 1
+        self._came += 1
         self._lines[line] = None
         self._come()
 
@@ -104,11 +107,19 @@ class Turns(Generic[Request]):
     def _come(self) -> None:
         if not self._coming:
             self._coming = True
-            asyncio.get_running_loop().call_soon(self._turn)
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._gather, loop, time.perf_counter(), self._came - 1)
 
-    def _turn(self) -> None:
-        self._coming = False
+    def _gather(self, loop: asyncio.AbstractEventLoop, since: float, came: int) -> None:
+        """Let the loop look at its connections again for as long as each look finds more requests, and no longer than what a turn costs however few are in it."""
         now = time.perf_counter()
+        if self._came != came and now - since < min(max(line.law.fixed for line in self._lines), _PATIENCE):
+            loop.call_soon(self._gather, loop, since, self._came)
+        else:
+            self._coming = False
+            self._turn(now)
+
+    def _turn(self, now: float) -> None:
         native = [line for line in self._lines if not isinstance(line.lane, GuardedLane)]
         seen = [
             admission.Line(line.law, [asked.deadline for asked in islice(line.waiting, _MOST)])
