@@ -24,7 +24,7 @@ demo: $(READY) ## the whole story on real flights; ends with demo/report.html
 	$(BIN)/sameworld demo flights
 
 test: $(READY) ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(READY) ## what CI runs: format, lint, types
 	$(BIN)/ruff format --check .
