@@ -28,10 +28,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.chaos.doing import INSIDE, VARIABLE, Slow, doing, notes
 from benchmarks.chaos.faults import LAST_OF_SHORT_RUNS, Target, faults, swap
+from benchmarks.chaos.limits import DEADLINE_SECONDS, TOLERANCE_SECONDS
 from benchmarks.chaos.load import Outcome
 from benchmarks.chaos.stalls import overlapping
-from benchmarks.chaos.world import DEADLINE_SECONDS, MOODS, World, make
+from benchmarks.chaos.world import MOODS, World, make
 from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.evaluation.prove import prove
 from sameworld.server.client import Client
@@ -42,8 +44,8 @@ from sameworld.stores.prediction_log import predictions
 from sameworld.training.bundle import Registry
 from sameworld.training.world_file import load_world
 
-TOLERANCE_SECONDS = 0.020
 _LOADERS = 2
+_SHOWN = 25
 _RATE = 1500.0
 _SWAP_SECONDS = 0.5
 _LONGEST_SECONDS = 720.0
@@ -140,7 +142,7 @@ async def broken(world: World, options: argparse.Namespace, disk_bytes: int) -> 
     command += ["--state", str(world.state), "--port", str(port), "--workers", str(options.workers)]
     client = Client("127.0.0.1", port)
     target = Target(world, port, client, random.Random(options.seed), options.seconds, disk_bytes)
-    with _process([*command, "--guarded-memory", "400MB"]) as server:
+    with _process([*command, "--guarded-memory", "400MB"], world.folder) as server:
         await wait_until_ready(client, server)
         await _all_answer(target)
         say("breaking things")
@@ -168,12 +170,18 @@ async def broken(world: World, options: argparse.Namespace, disk_bytes: int) -> 
 
 
 @contextmanager
-def _process(module: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+def _process(module: Sequence[str], watched: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a module; its workers take notes in a folder, where one is given."""
     root = Path(__file__).resolve().parents[2]
-    paths = os.pathsep.join([str(root), str(root / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = subprocess.Popen(
-        [sys.executable, "-m", *module], env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    )
+    paths = [
+        *([str(INSIDE)] if watched else []),
+        str(root),
+        str(root / "src"),
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    environment |= {VARIABLE: str(watched)} if watched else {}
+    process = subprocess.Popen([sys.executable, "-m", *module], env=environment)
     try:
         yield process
     finally:
@@ -273,6 +281,9 @@ def judged(world: World, seen: Seen, *, latency: bool, swaps: int) -> tuple[dict
     during: Counter[str] = Counter()
     for begun in seen.started[latencies["without the machine's stalls"] > limit].tolist():
         during[next((name for name, since, until in seen.target.spans if since <= begun < until), "no fault")] += 1  # fmt: skip
+    taken = notes(world.folder)
+    slow = [Slow(*each) for outcome in seen.outcomes for each in outcome.slow]
+    spent = sum((doing(each, taken) for each in slow if each.seconds > limit), Counter[str]())
     late = float(np.percentile(latencies["without the machine's stalls"], 99.9))
     expect(
         late <= limit or not latency, f"p99.9 is {late * 1e3:.1f} ms, which is more than {limit * 1e3:.0f} ms"
@@ -294,6 +305,9 @@ def judged(world: World, seen: Seen, *, latency: bool, swaps: int) -> tuple[dict
         "answers": {model: dict(counts.most_common()) for model, counts in answers.items()},
         "milliseconds": percentiles,
         "answers later than the limit, by what was being done": dict(during.most_common()),
+        "milliseconds of these that their workers spent": {
+            what: round(seconds * 1e3) for what, seconds in spent.most_common(_SHOWN)
+        },
         "connections cut and requests sent again": len(cut),
         "longest wait of these, in ms": round(max(cut, default=0.0) * 1e3, 1),
         "logged": len(said),

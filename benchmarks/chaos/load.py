@@ -15,6 +15,8 @@ from typing import Any, cast
 
 import msgspec
 
+from benchmarks.chaos.limits import DEADLINE_SECONDS
+
 try:
     from uvloop import new_event_loop
 except ImportError:
@@ -38,6 +40,7 @@ class Outcome(msgspec.Struct):
         acknowledged: the keys of acknowledged events.
         refused: why events were not taken at first -> how often; they are sent again until they are.
         cut: when each request that had no answer yet lost its connection, and how long it had been waiting.
+        slow: when, how long and with which id, of answers that took longer than the deadline.
     """
 
     started: bytes = b""
@@ -49,6 +52,7 @@ class Outcome(msgspec.Struct):
     acknowledged: list[str] = []
     refused: dict[str, int] = {}
     cut: list[tuple[float, float]] = []
+    slow: list[tuple[float, float, str]] = []
 
 
 class Load:
@@ -138,6 +142,8 @@ class Load:
                 outcome.unlogged += 1
             self._started.append(started)
             self._seconds.append(seconds)
+            if seconds > DEADLINE_SECONDS:
+                outcome.slow.append((started, seconds, given["id"]))
 
 
 def _message(path: str, body: Any, key: str = "") -> bytes:

@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from benchmarks.chaos.world import DEADLINE_SECONDS, World, make
+from benchmarks.chaos.limits import DEADLINE_SECONDS
+from benchmarks.chaos.world import World, make
 from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.server.app import Server
 from sameworld.server.config import ServerConfig

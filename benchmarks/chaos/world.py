@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from sameworld.training.fit import train
 from sameworld.training.world_file import load_world
 
-DEADLINE_SECONDS = 0.050
 MOODS = ("hang", "hang in C", "spin", "crash", "exit", "leak", "nan", "infinity", "shape", "raise")
 _SECOND = 1_000_000
 _BEGIN = 1_767_225_600 * _SECOND  # 2026-01-01
