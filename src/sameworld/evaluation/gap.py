@@ -312,12 +312,7 @@ def _baselines(
     found = [Baseline("constant", constant.value)]
     for table in tables:
         if table.by is not None:
-            rates = dict(table.rates)
-            answers = np.array(
-                [rates.get(value, table.overall) for value in moments.fields[table.by].to_pylist()],
-                np.float64,
-            )
-            rated = score(label[mature], answers[mature])
+            rated = score(label[mature], table.answers(moments.fields)[mature])
             found.append(Baseline(f"rate by {table.by}", rated.value, (rated.low, rated.high)))
     return found
 

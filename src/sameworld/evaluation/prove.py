@@ -45,7 +45,7 @@ class Difference:
         entity: key field -> value of the feature's entity, or the inputs of a derived feature.
         t: microseconds; the moment.
         logged, recomputed: the two values.
-        cause: late row, correction, missing source, expired, default, definition, code, environment, replay order, log.
+        cause: late row, correction, missing source, default, definition, code, environment, replay order, log.
         detail: what the cause rests on.
     """
 

@@ -32,19 +32,8 @@ from sameworld.training.encoding import ColumnEncoding, matrix
 from sameworld.training.environment import environment
 from sameworld.training.fitted import How, Scorer, parts_of
 from sameworld.training.popular import PopularTable
+from sameworld.training.rates import RateTable
 from sameworld.training.world_file import functions_in
-
-
-class RateTable(msgspec.Struct, frozen=True):
-    """The label's mean by the value of a request field, and overall."""
-
-    by: str | None
-    overall: float
-    rates: list[tuple[Any, float]] = []
-
-    def answer(self, field: Any) -> float:
-        """Give the mean for a field's value; the overall one for a value unseen in training."""
-        return dict(self.rates).get(field, self.overall)
 
 
 class Histogram(msgspec.Struct, frozen=True):

@@ -33,7 +33,6 @@ from sameworld.training.bundle import (
     Bundle,
     Description,
     Histogram,
-    RateTable,
     Registry,
     answer_column,
     environment,
@@ -46,6 +45,7 @@ from sameworld.training.metrics import Score, log_loss, roc_auc
 from sameworld.training.moments import read_moments
 from sameworld.training.popular import PopularTable, popular_table, popularity
 from sameworld.training.ranking_metrics import mean_reciprocal_rank, metric_of
+from sameworld.training.rates import RateTable, rate_table
 from sameworld.training.row_independence import check_row_independence
 from sameworld.training.training_set import Say, TrainingSet, planned, silent
 
@@ -419,27 +419,8 @@ def rate_tables(
             None,
         )
         wanted = [first] if first else []
-    overall = float(label[learnt].mean())
-    tables: list[RateTable] = []
-    for by in dict.fromkeys(wanted):
-        rates: list[tuple[Any, float]] = []
-        if by is not None:
-            values = data.moments.fields[by].combine_chunks().filter(pa.array(learnt))
-            means = (
-                pa.table({"by": values, "label": label[learnt]})
-                .group_by("by", use_threads=False)
-                .aggregate([("label", "mean")])
-            )
-            rates = sorted(
-                (
-                    (b, m)
-                    for b, m in zip(means["by"].to_pylist(), means["label_mean"].to_pylist(), strict=True)
-                    if b is not None
-                ),
-                key=lambda r: str(r[0]),
-            )
-        tables.append(RateTable(by, overall, rates))
-    return tables
+    fields = data.moments.fields.filter(pa.array(learnt))
+    return [rate_table(by, fields, label[learnt]) for by in dict.fromkeys(wanted)]
 
 
 def _scores(
@@ -462,9 +443,7 @@ def _scores(
     overall = tables[0].overall if tables else float(np.nanmean(label[~testing]))
     scores["constant"] = score(truth, np.full(truth.shape, overall))
     if tables and tables[0].by is not None:
-        by = data.moments.fields[tables[0].by].combine_chunks().filter(pa.array(testing)).to_pylist()
-        known = dict(tables[0].rates)
-        scores["rate"] = score(truth, np.array([known.get(value, overall) for value in by], np.float64))
+        scores["rate"] = score(truth, tables[0].answers(data.moments.fields.filter(pa.array(testing))))
     scores |= {
         name: score(truth, predicted)
         for name, predicted in _of_fallbacks(model, bundle, data, testing, overall)

@@ -18,6 +18,7 @@ from sameworld.asof.values import nearest_floats
 from sameworld.definitions.fallbacks import Popular
 from sameworld.definitions.feature import Aggregate
 from sameworld.engines.interface import Asked, Engine, MomentTable, Rows
+from sameworld.training.rates import looked_up
 
 Most = list[tuple[Any, float]]
 """Candidate's key -> how popular it was, the most popular first."""
@@ -74,8 +75,8 @@ def popular_table(
             groupings_of([aggregate]), schemas, Asked(entities, at, at), rows=rows, world="as_of"
         )
         values = nearest_floats(found[aggregate.columns[0]]).tolist()
-        keys = (_comparable(entities[name]).to_pylist() for name in names)
-        return [row for row in zip(*keys, values, strict=True) if math.isfinite(row[-1])]
+        keys = (looked_up(entities[name]).to_pylist() for name in names)
+        return [row for row in zip(*keys, values, strict=True) if None not in row and math.isfinite(row[-1])]
 
     overall, *by = map(counted, popular.aggregates)
     segments: dict[Any, Most] = {}
@@ -98,7 +99,7 @@ def popularity(popular: Popular, table: PopularTable, fields: pa.Table) -> NDArr
         fields: one row a candidate.
     """
     keys, segments = (
-        [None] * fields.num_rows if name is None else _comparable(fields[name]).to_pylist()
+        [None] * fields.num_rows if name is None else looked_up(fields[name]).to_pylist()
         for name in (popular.of.keys[0], popular.by)
     )
     return np.array([table.answer(*row) for row in zip(keys, segments, strict=True)], np.float64)
@@ -106,8 +107,3 @@ def popularity(popular: Popular, table: PopularTable, fields: pa.Table) -> NDArr
 
 def _most(counted: Sequence[tuple[Any, ...]], top: int) -> Most:
     return sorted(((key, value) for key, value in counted), key=lambda row: (-row[1], row[0]))[:top]
-
-
-def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Instants in microseconds, as a request's fields have them."""
-    return column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
