@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -320,6 +321,30 @@ def test_a_model_that_hangs_while_it_is_loaded_keeps_no_other_from_being_changed
     server.run(story())
     assert ask(server)["version"] == new_of(world)
     assert ask(server, "sleeping")["tier"] == "model"
+
+
+def test_a_model_whose_rows_are_still_being_filled_keeps_no_other_from_being_changed(
+    world: SmallWorld, server: Driven
+) -> None:
+    async def post(model: str) -> int:
+        return (await server.client.request("POST", f"/control/models/{model}", b"{}")).status
+
+    async def story() -> None:
+        with (world.state / "filling.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            filling = [asyncio.create_task(post("later")) for _ in range(10)]
+            await asyncio.sleep(0.3)
+            async with asyncio.timeout(40):
+                for _ in range(3):  # it reads no rows
+                    assert await post("sleeping") == 200
+                    deleted = await server.client.request("DELETE", "/control/models/sleeping")
+                    assert deleted.status == 200
+                assert (await server.client.request("GET", "/control/status")).status == 200
+            assert not any(task.done() for task in filling)
+        assert await asyncio.gather(*filling) == [200] * 10
+
+    server.run(story())
+    assert ask(server, "later")["tier"] == "model"
 
 
 # Real processes.

@@ -1,6 +1,6 @@
 """Models are added, replaced and removed while the server answers, in every worker: what is recorded in the state folder is what each of them serves.
 
-Whoever takes a control request prepares the change (bundle checked, groupings filled, model loaded), records it, serves it, and waits for the other workers,
+Whoever takes a control request prepares the change (bundle checked, model loaded, groupings filled) beside those of others, records it, serves it, and waits for the other workers,
 which look at the record several times a second. A change that cannot be prepared changes nothing.
 """
 
@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +32,7 @@ from sameworld.server.routes import NotFoundError, UnavailableError
 from sameworld.server.served import Served
 from sameworld.serving.tiers import NONE
 from sameworld.stores.online import OnlineStore
-from sameworld.training.bundle import Registry
+from sameworld.training.bundle import Bundle, Registry
 
 _LOOK_SECONDS = 0.2
 _AGAIN_SECONDS = 2.0
@@ -70,6 +70,7 @@ class Control:
         self._roll_call = RollCall(self._state)
         self._turn = asyncio.Lock()
         self._one_change = asyncio.Lock()
+        self._filling = asyncio.Lock()
         self._starting: dict[tuple[str, str], asyncio.Task[Started]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -125,6 +126,7 @@ class Control:
                 bundle = await _in_thread(lambda: self._portfolio.read(address))
                 self._portfolio.check(name, bundle, [name])
                 started = await self._portfolio.started(name, bundle)
+                await self._fill({name: bundle})
             async with self._changing():
                 before = self._serving.models.get(name)
                 if self._is_new(name, address):
@@ -196,6 +198,22 @@ class Control:
         await _in_thread(lambda: record(self._state, following))  # a disk takes its time
         self._serving = following
 
+    async def _fill(self, added: dict[str, Bundle]) -> None:
+        """Fill what models read that are to be served; whatever is served goes on meanwhile, and so may other changes."""
+        if await self._lacking(added) is None:
+            return
+        async with self._filling:  # one thread of this process waits for it, however many are to be added
+            bundles = await self._lacking(added)
+            if bundles is not None:
+                await _in_thread(lambda: fill_beside(self._config, bundles))
+
+    async def _lacking(self, added: dict[str, Bundle]) -> dict[str, Bundle] | None:
+        """Give the models whose reads are to be filled, with those that are to be added; None where nothing is missing."""
+        bundles = {name: served.bundle for name, served in self._portfolio.models.items()} | added
+        wanted = await _in_thread(lambda: wanted_of(bundles.values()))
+        lacks = await _in_thread(lambda: self._store.lacks(wanted.groupings, wanted.schemas))
+        return bundles if lacks else None
+
     async def _apply(
         self, changed: dict[str, Started], removed: list[str], models: dict[str, str] | None = None
     ) -> None:
@@ -213,10 +231,8 @@ class Control:
         groupings = store.groupings
         wanted = await _in_thread(lambda: wanted_of(bundles.values()))
         with store.wanting(wanted.groupings, wanted.schemas, wanted.sources):
-            if changed and store.missing():
-                await _in_thread(
-                    lambda: fill_beside(self._config, {n: b.address for n, b in bundles.items()})
-                )
+            if changed and store.missing():  # forgotten since, by somebody who did not want it
+                await _in_thread(lambda: fill_beside(self._config, bundles))
                 store.want(wanted.groupings, wanted.schemas, wanted.sources)
             made = [await portfolio.prepared(started, store) for started in changed.values()]
             if models is not None:
@@ -338,6 +354,7 @@ class Control:
         started: Started | None = None
         try:
             started = await self._started(name, address)
+            await self._fill({name: started.bundle})
             async with self._one_change:
                 if self._portfolio.to_try_again().get(name) == address:
                     await self._apply({name: started}, [])
@@ -465,12 +482,13 @@ async def _in_thread(call: Callable[[], _Result]) -> _Result:
     return await asyncio.get_running_loop().run_in_executor(None, call)
 
 
-def fill_beside(config: ServerConfig, models: dict[str, str]) -> None:
+def fill_beside(config: ServerConfig, bundles: Mapping[str, Bundle]) -> None:
     """Fill what a store misses for some models, in a process of its own: its sorting must not be felt by those who are answered.
 
     Raises:
         SameworldError: it could not; what it said.
     """
+    models = {name: bundle.address for name, bundle in bundles.items()}
     given = msgspec.json.encode(msgspec.structs.replace(config, models=models))
     command = [sys.executable, "-m", "sameworld.server.filling_process"]
     with beside.started(command, piped=True) as filling:

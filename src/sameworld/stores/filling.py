@@ -7,6 +7,7 @@ whoever is killed leaves only garbage.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -72,8 +73,8 @@ def fill(
 
 
 def forget_others(store: OnlineStore) -> None:
-    """Keep nothing but what this store wants: its groupings, and its sources."""
-    with _alone(store.folder):
+    """Keep nothing but what this store wants: its groupings, and its sources. What is being filled is somebody else's wish: then nothing is forgotten."""
+    with contextlib.suppress(BlockingIOError), _alone(store.folder, wait=False):
         with store.index.write() as txn:
             kept = store.catch_up(txn)
             wanted = {grouping.content for grouping in store.groupings}
@@ -88,10 +89,14 @@ def forget_others(store: OnlineStore) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Generator[None]:
-    """One process fills at a time; the kernel frees the lock of one that is killed."""
+def _alone(folder: Path, *, wait: bool = True) -> Generator[None]:
+    """One process fills at a time; the kernel frees the lock of one that is killed.
+
+    Raises:
+        BlockingIOError: another does, and there is to be no waiting.
+    """
     with (folder / "filling.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 
 

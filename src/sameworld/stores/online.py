@@ -378,13 +378,12 @@ class OnlineStore:
 
     def missing_in(self, kept: Kept) -> list[Grouping]:
         """Give the groupings that something kept does not have all rows of."""
-        return [
-            grouping
-            for grouping in self.groupings
-            if (place := kept.groupings.get(grouping.content)) is None
-            or place.schema_hash != schema_hash(self.schemas[grouping.source.content])
-            or not place.reaches(grouping.longest_past)
-        ]
+        return _unfilled(self.groupings, self.schemas, kept)
+
+    def lacks(self, groupings: Sequence[Grouping], schemas: Mapping[str, Mapping[str, str]]) -> bool:
+        """Whether something would have to be filled before these could be read."""
+        kept = self._kept_now()
+        return bool(_unfilled(planned(groupings, kept, schemas), schemas, kept))
 
     def cutover(self) -> int | None:
         """Give the recorded cutover in microseconds: rows readable before it come from the files, later ones from the log."""
@@ -405,7 +404,7 @@ class OnlineStore:
             self.heal()
 
     def forget_others(self) -> None:
-        """Keep nothing but what this store wants; for whoever knows that nobody else reads from it."""
+        """Keep nothing but what this store wants; for whoever knows that nobody else reads from it. While something is being filled nothing is forgotten."""
         if self.follows:
             return
         filling.forget_others(self)
@@ -628,6 +627,18 @@ class OnlineStore:
         """
         if self.shared is not None and not self.follows:
             self.shared.heal(self.index)
+
+
+def _unfilled(
+    groupings: Iterable[Grouping], schemas: Mapping[str, Mapping[str, str]], kept: Kept
+) -> list[Grouping]:
+    return [
+        grouping
+        for grouping in groupings
+        if (place := kept.groupings.get(grouping.content)) is None
+        or place.schema_hash != schema_hash(schemas[grouping.source.content])
+        or not place.reaches(grouping.longest_past)
+    ]
 
 
 def _digest(source: str, events: bytes) -> bytes:
