@@ -140,7 +140,7 @@ def serve(
     if last is not None:
         show.say("serving what control routes left; --anew serves what this command says")
     show.say(f"serving {', '.join(config.models)} at http://{config.host}:{config.port}")
-    run(config)
+    run(config, as_json=as_json)
 
 
 def _wanted(names: list[str], registry: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ from sameworld.server.answering import Answering
 from sameworld.server.config import ServerConfig, on_loopback
 from sameworld.server.control import Control
 from sameworld.server.counts import Counts
+from sameworld.server.guarded_child import Origin
 from sameworld.server.http import MOST_BODY_BYTES, Reply, Request
 from sameworld.server.incidents import Incidents
 from sameworld.server.metrics import Metrics
@@ -61,17 +62,22 @@ class Server:
         config: what to serve.
         clock: this machine's by default.
         counts: shared with the other workers; this process's own by default.
+        origin: starts guarded processes; one of its own by default.
     """
 
     def __init__(
-        self, config: ServerConfig, clock: Clock | None = None, counts: Counts | None = None
+        self,
+        config: ServerConfig,
+        clock: Clock | None = None,
+        counts: Counts | None = None,
+        origin: Origin | None = None,
     ) -> None:
         config.check()
         self.config = config
         self.clock = clock or SystemClock()
         self.incidents = Incidents()
         self.metrics = Metrics(self.incidents, counts)
-        self.portfolio = Portfolio(config, self.incidents)
+        self.portfolio = Portfolio(config, self.incidents, origin)
         # What control routes changed outlives the process that was told.
         serving = recorded(Path(config.state)) or Recorded(generation=0, models=config.models)
         found = readable(config.registry, serving.models)
@@ -300,14 +306,15 @@ class Server:
 
     async def _events(self, source: str, header: Callable[[str], str | None], body: bytes) -> bytes:
         if source not in self._preparers:
-            known = self.store.sources
+            known = await asyncio.to_thread(lambda: self.store.sources)
             if source not in known:
                 raise NotFoundError(
                     f"There is no source {source!r} here.",
                     expected=f"nearest: {nearest(source, known)}",
                     do="correct the source's name.",
                 )
-            self._preparers[source] = ThreadPoolExecutor(1, thread_name_prefix=f"prepare {source}")
+            if source not in self._preparers:
+                self._preparers[source] = ThreadPoolExecutor(1, thread_name_prefix=f"prepare {source}")
         _refuse_large(body)
         events = body if header("content-type") == ARROW else read_events(body)
         key = header("idempotency-key") or secrets.token_hex(16)

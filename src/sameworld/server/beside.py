@@ -30,6 +30,11 @@ def started(
         command, stdin=pipe if stdin is None else stdin, stdout=pipe, bufsize=0 if piped else -1, env=env
     )
     # From here, since a child can only do it once Python runs there.
-    with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, child.pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICER)
+    gives_way(child.pid)
     return child
+
+
+def gives_way(pid: int) -> None:
+    """Lower a process's priority below this one's, where that can be done."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICER)

@@ -11,11 +11,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from sameworld.server.beside import started
+from sameworld.server import beside, guarded_origin
+from sameworld.server.forked import SETTINGS, Forked, can_fork, forked
 from sameworld.server.guarded_origin import Asked, Begun
 
 _LIMIT = 1 << 24
@@ -86,9 +88,22 @@ class Origin:
     def __init__(self, *, forks: bool = CAN_FORK) -> None:
         self._forks = forks
         self._one = asyncio.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         self._channel: socket.socket | None = None
         self._number = 0
+
+    @classmethod
+    def begun(cls) -> Origin:
+        """Give one whose process is there already, where this one can be forked still; it is the first thing to be done, on the main thread."""
+        origin = cls()
+        if origin._forks and can_fork():
+            origin._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                place = theirs.fileno()
+                origin._process = forked(partial(guarded_origin.main, place), [place])
+            beside.gives_way(origin._process.pid)
+            origin._channel.setblocking(False)
+        return origin
 
     async def child(self, arguments: Sequence[str]) -> GuardedChild:
         """Start a process; see `guarded_process` for its arguments.
@@ -151,13 +166,12 @@ class Origin:
         command = [sys.executable, "-m", "sameworld.server.guarded_origin"]
         with theirs:
             # On the loop's own thread: the kernel may tell a child that its parent died when the thread that started it ends.
-            self._process = started(command, stdin=theirs.fileno(), env=_environment())
+            self._process = beside.started(command, stdin=theirs.fileno(), env=_environment())
         self._channel.setblocking(False)
 
 
 def _environment() -> dict[str, str]:
-    # Without the memory pool's thread there is only one when it is forked.
-    return {**os.environ, "OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+    return {**os.environ, **SETTINGS}
 
 
 async def _readable(channel: socket.socket) -> None:
@@ -197,7 +211,7 @@ def _watched(pid: int, found: Sequence[int]) -> GuardedChild:
 async def _started(arguments: Sequence[str]) -> GuardedChild:
     """Give a process that imports everything itself."""
     command = [sys.executable, "-m", "sameworld.server.guarded_process", *arguments]
-    popen = started(command, piped=True, env=_environment())
+    popen = beside.started(command, piped=True, env=_environment())
     loop = asyncio.get_running_loop()
     child = GuardedChild(popen.pid, popen.kill)
 

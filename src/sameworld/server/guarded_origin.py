@@ -1,6 +1,6 @@
 """What guarded processes are forked from: it has imported all that they need, so that one starts in some milliseconds of processor, where Python and its libraries take two seconds, and shares their memory.
 
-Run as `python -m sameworld.server.guarded_origin`; its stdin is a Unix socket. Each message is a request for one process: JSON, with the descriptors of its stdin and stdout. Each is answered
+Forked of a worker before that does anything, or run as `python -m sameworld.server.guarded_origin`; its stdin is a Unix socket then. Each message is a request for one process: JSON, with the descriptors of its stdin and stdout. Each is answered
 with the number of the request and the pid in JSON, and a descriptor of the process. It runs nothing of a user's, has one thread, and takes all it has begun with it when it ends.
 """
 
@@ -10,15 +10,14 @@ import gc
 import os
 import signal
 import socket
-import sys
-import traceback
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
-import numpy as np
 
 from sameworld.server import guarded_process
+from sameworld.server.forked import forked
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -35,10 +34,14 @@ class Begun(msgspec.Struct, frozen=True):
     pid: int
 
 
-def main() -> None:
-    """Fork processes until the socket is closed."""
+def main(place: int = 0) -> None:
+    """Fork processes until the socket is closed.
+
+    Args:
+        place: the socket's descriptor.
+    """
     guarded_process.die_with_parent()
-    channel = socket.socket(fileno=os.dup(0))
+    channel = socket.socket(fileno=place)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever asked for a process hears of its end
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     gc.freeze()  # what all share is not written to
@@ -47,10 +50,7 @@ def main() -> None:
         if not data:
             return
         asked = msgspec.json.decode(data, type=Asked)
-        pid = os.fork()
-        if pid == 0:
-            channel.close()
-            _become(asked.arguments, given)
+        pid = forked(partial(_run, asked.arguments, given), given).pid
         for descriptor in given:
             os.close(descriptor)
         try:
@@ -62,22 +62,12 @@ def main() -> None:
             os.close(descriptor)
 
 
-def _become(arguments: Sequence[str], given: Sequence[int]) -> None:
-    """Be a guarded process, and end."""
-    status = 1
-    try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for place, descriptor in enumerate(given):
-            os.dup2(descriptor, place)
-            os.close(descriptor)
-        np.random.seed()  # each would have the same random numbers
-        guarded_process.main(arguments)
-        status = 0
-    except BaseException:  # noqa: BLE001 # the edge of a process
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
+def _run(arguments: Sequence[str], given: Sequence[int]) -> None:
+    """Be a guarded process, with its stdin and stdout."""
+    for place, descriptor in enumerate(given):
+        os.dup2(descriptor, place)
+        os.close(descriptor)
+    guarded_process.main(arguments)
 
 
 if __name__ == "__main__":

@@ -137,16 +137,17 @@ class Portfolio:
     Args:
         config: where bundles lie, how much memory there is.
         incidents: told of what happens to models.
+        origin: starts guarded processes; one of its own by default.
     """
 
-    def __init__(self, config: ServerConfig, incidents: Incidents) -> None:
+    def __init__(self, config: ServerConfig, incidents: Incidents, origin: Origin | None = None) -> None:
         self._config = config
         self._incidents = incidents
         self._registry = Registry(Path(config.registry))
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load models")
         self._entries: dict[str, _Entry] = {}
         self._unread: dict[str, _Unread] = {}
-        self._origin = Origin()
+        self._origin = origin or Origin()
         self._tasks: set[asyncio.Task[None]] = set()
         self._budget = None if config.replay else config.memory
         self.models: dict[str, Served] = {}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.server.app import open_store
 from sameworld.server.config import ServerConfig
 from sameworld.server.readable import readable
 from sameworld.server.roll_call import present
-from sameworld.server.supervisor import Supervisor
+from sameworld.server.supervisor import instead
 
 
 def fill(
@@ -39,7 +40,7 @@ def fill(
         store.close()
 
 
-def serve(config: ServerConfig) -> None:
-    """Answer until told to stop (SIGINT or SIGTERM)."""
+def serve(config: ServerConfig, *, as_json: bool = False) -> NoReturn:
+    """Answer until told to stop (SIGINT or SIGTERM). Nothing that comes after this is done; see `instead`."""
     config.check()
-    Supervisor(config).run()
+    instead(config, as_json=as_json)

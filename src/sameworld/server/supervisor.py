@@ -1,8 +1,12 @@
-"""Keeps workers answering behind one port: takes the port, starts them, replaces the dead and the frozen, and drains them at the end. Answers nothing itself."""
+"""Keeps workers answering behind one port: takes the port, starts them, replaces the dead and the frozen, and drains them at the end. Answers nothing itself.
+
+Run as `python -m sameworld.server.supervisor`, by `instead`: it has one thread and has only imported, so that workers are forked of it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import selectors
 import signal
@@ -10,15 +14,19 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import msgspec
 
 from sameworld.errors import SameworldError
-from sameworld.server.config import ENVIRONMENT, ServerConfig
+from sameworld.server import worker as worker_process
+from sameworld.server.config import ENVIRONMENT, ServerConfig, from_environment
 from sameworld.server.counts import place
+from sameworld.server.forked import SETTINGS, Forked, can_fork, forked
 from sameworld.server.http import BACKLOG
 from sameworld.server.worker import LONGEST_DRAIN_SECONDS, bound
 from sameworld.serving.supervision import BEAT_SECONDS, pause_before, verdict
@@ -33,7 +41,7 @@ class _Worker:
 
     number: int
     counts: int
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Forked | None = None
     heartbeat: int = -1
     since: float = 0.0
     heard: float = 0.0
@@ -107,17 +115,15 @@ class Supervisor:
         ours, theirs = os.pipe()
         counts = [worker.counts, *(other.counts for other in self._workers if other is not worker)]
         places = ",".join(map(str, counts))
-        command = [sys.executable, "-m", "sameworld.server.worker", str(theirs), places]
+        arguments = [str(theirs), places]
         given = [theirs, *counts]
         if (
             self._config.workers == 1
         ):  # nobody to share with: connections wait in this queue while it is replaced
-            command.append(str(self._listener.fileno()))
+            arguments.append(str(self._listener.fileno()))
             given.append(self._listener.fileno())
         config = msgspec.structs.replace(self._config, port=self._port)
-        environment = {**os.environ, ENVIRONMENT: msgspec.json.encode(config).decode()}
-        # In a group of its own: Ctrl-C is for the supervisor, which drains.
-        worker.process = subprocess.Popen(command, pass_fds=given, env=environment, process_group=0)
+        worker.process = _begun(arguments, given, config)
         os.close(theirs)
         os.set_blocking(ours, False)
         worker.heartbeat, worker.since, worker.heard = ours, time.time(), 0.0
@@ -211,6 +217,23 @@ class Supervisor:
             self._place.unlink(missing_ok=True)
 
 
+def _begun(
+    arguments: Sequence[str], given: Sequence[int], config: ServerConfig
+) -> subprocess.Popen[bytes] | Forked:
+    """Begin a worker, in a group of its own: Ctrl-C is for the supervisor, which drains."""
+    told = {ENVIRONMENT: msgspec.json.encode(config).decode()}
+    if not can_fork():
+        command = [sys.executable, "-m", "sameworld.server.worker", *arguments]
+        return subprocess.Popen(command, pass_fds=given, env={**os.environ, **told}, process_group=0)
+
+    def run() -> None:
+        os.setpgid(0, 0)
+        os.environ.update(told)
+        worker_process.main(arguments)
+
+    return forked(run, given)
+
+
 def workers_file(config: ServerConfig, port: int) -> Path:
     """Where the supervisor of a port writes who works: JSON with each one's process, since when, whether it answers yet, how often it was replaced and why last."""
     return Path(config.state) / f"workers-{port}.json"
@@ -250,3 +273,36 @@ def _say(incident: str, **facts: object) -> None:
     line = {"time": time.time(), "incident": incident, **facts}
     sys.stderr.write(msgspec.json.encode(line).decode() + "\n")
     sys.stderr.flush()
+
+
+def instead(config: ServerConfig, *, as_json: bool = False) -> NoReturn:
+    """Let this process be the supervisor, and nothing of what it was.
+
+    Args:
+        as_json: whether an error is printed on stdout as JSON; on stderr otherwise.
+    """
+    told = {**SETTINGS, **os.environ, ENVIRONMENT: msgspec.json.encode(config).decode()}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    command = [sys.executable, "-m", "sameworld.server.supervisor", *(["--json"] if as_json else [])]
+    os.execve(sys.executable, command, told)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Keep workers; give the exit status."""
+    gc.freeze()  # what all share is not written to
+    try:
+        Supervisor(from_environment()).run()
+    except SameworldError as error:
+        if "--json" in arguments:
+            sys.stdout.write(msgspec.json.encode(error.as_json()).decode() + "\n")
+        else:
+            sys.stderr.write(f"{error.text()}\n")
+        return 1
+    finally:
+        gc.unfreeze()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

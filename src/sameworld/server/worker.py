@@ -1,6 +1,6 @@
 """One worker: a server and its connections. It says ten times a second that its loop turns, and drains before it ends.
 
-Run as `python -m sameworld.server.worker HEARTBEAT COUNTS LISTENER`, file descriptors; COUNTS are this worker's and, after commas, the others'; several workers are given no listener and open one each. SIGTERM drains: /readyz says 503, answers say `connection: close`, and when
+Forked of the supervisor, or run as `python -m sameworld.server.worker HEARTBEAT COUNTS LISTENER`, file descriptors; COUNTS are this worker's and, after commas, the others'; several workers are given no listener and open one each. SIGTERM drains: /readyz says 503, answers say `connection: close`, and when
 nothing is in flight any more what is left is closed. The same happens when the supervisor has gone, so that nobody answers unsupervised.
 """
 
@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.server.app import Server
 from sameworld.server.config import ServerConfig, from_environment
 from sameworld.server.counts import Counts
+from sameworld.server.guarded_child import Origin
 from sameworld.server.http import Http
 from sameworld.serving.supervision import BEAT_SECONDS
 
@@ -39,13 +41,16 @@ class Worker:
         counts: this worker's, beside the others'.
         listener: bound to the port; connections are taken once there is something to answer them.
         config: the server's.
+        origin: starts guarded processes.
     """
 
-    def __init__(self, heartbeat: int, counts: Counts, listener: socket.socket, config: ServerConfig) -> None:
+    def __init__(
+        self, heartbeat: int, counts: Counts, listener: socket.socket, config: ServerConfig, origin: Origin
+    ) -> None:
         self._listener = listener
         self._heartbeat = heartbeat
         self._config = config
-        self._server = Server(config, counts=counts)
+        self._server = Server(config, counts=counts, origin=origin)
         self._http = Http(self._server)
         self._draining: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
@@ -56,6 +61,8 @@ class Worker:
         os.set_blocking(self._heartbeat, False)
         # The command line fills the store before; a process that finds something missing does it itself.
         self._server.store.fill(DuckDBEngine(Path(self._config.folder)))
+        # What the first events would have to wait for.
+        _ = self._server.store.sources
         self._server.start()
         # What lives as long as the server is not looked through again. A look at what is young stops the loop for as long as there is much of it.
         gc.collect()
@@ -134,16 +141,19 @@ def _loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-async def _answer(heartbeat: int, counts: Counts, listener: socket.socket, config: ServerConfig) -> None:
-    await Worker(heartbeat, counts, listener, config).run()
+async def _answer(
+    heartbeat: int, counts: Counts, listener: socket.socket, config: ServerConfig, origin: Origin
+) -> None:
+    await Worker(heartbeat, counts, listener, config, origin).run()
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Answer until told to stop, or until the supervisor has gone."""
-    heartbeat, places, *listener = sys.argv[1:]
+    heartbeat, places, *listener = arguments
     own, *others = map(int, places.split(","))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # when the supervisor dies, even while this still starts
+    origin = Origin.begun()
     _settle_pandas()
     # Threads that prepare and commit events hand the interpreter back to the loop after this, not after Python's 5 ms.
     sys.setswitchinterval(0.0005)
@@ -152,11 +162,11 @@ def main() -> None:
         socket.socket(fileno=int(listener[0])) if listener else bound(config.host, config.port, together=True)
     )
     with asyncio.Runner(loop_factory=_loop) as runner:
-        runner.run(_answer(int(heartbeat), Counts(own, others), given, config))
+        runner.run(_answer(int(heartbeat), Counts(own, others), given, config, origin))
         # All is closed. Taking Python down in order would only make libraries complain about what the operating system frees anyway.
         sys.stderr.flush()
         os._exit(0)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
