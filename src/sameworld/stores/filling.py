@@ -66,7 +66,7 @@ def fill(
                 }
                 begun -= {s.facts for s in kept.sources.values()}
                 store.index.put(txn, "filling", [store.coming(txn), sorted(begun)])
-        written = _written(kept, fresh)
+        written = _written(kept, fresh) if wanted else {}
         heard = _write(store, engine, wanted, written, border, sequence, floor, say) if wanted else {}
         _finish(store, written, fresh, sequence, border, heard)
         store.index.sweep()
