@@ -248,6 +248,21 @@ def test_what_cannot_be_ranked_is_refused_with_what_was_expected(
     assert (status, answer["what"]) == (400, "The request has an unknown field 'price'.")
 
 
+def test_a_caller_says_how_many_are_listed(server: Driven, blind: tuple[SmallWorld, Driven]) -> None:
+    asked = request("i1", "i2", "i3", "i4")
+    everything = order(one(server, asked))
+    assert len(everything) == 4
+    for top in (1, 3, 9):
+        assert order(one(server, asked | {"top": top})) == everything[:top]
+    # Also where the definition says another number.
+    assert len(order(one(blind[1], asked, "bare"))) == 2
+    assert len(order(one(blind[1], asked | {"top": 3}, "bare"))) == 3
+    for wrong in (0, -1, 1.5, "2"):
+        status, answer = server.predict(asked | {"top": wrong}, "ranker")
+        assert (status, answer["what"]) == (400, "The request cannot be read.")
+        assert "$.top" in answer["found"]
+
+
 def test_as_many_as_may_be_carried_are_ranked(server: Driven) -> None:
     names = [f"x{number}" for number in range(20)]
     assert order(one(server, request(*names, *names))) == names
@@ -275,7 +290,7 @@ def test_the_last_resort_keeps_the_order_in_which_candidates_came(blind: tuple[S
     assert found["ranking"] == [{"item_id": "i4", "value": 0.0}, {"item_id": "i2", "value": 0.0}]
     assert (found["tier"], found["value"]) == ("none", 0.0)
     # Of a ranking the caller sees the top, and the log has all.
-    (answer,) = logged(world, "bare")
+    answer = logged(world, "bare")[-1]
     names = list(bundle_of(world, "bare").description.request)
     assert [row.request[names.index("item_id")] for row in answer.rows()] == ["i4", "i2", "i9"]
     proof = world.prove()

@@ -130,8 +130,8 @@ def test_a_process_that_should_have_answered_is_expected_to_take_as_long_again()
 
 def test_a_process_is_handed_what_it_can_do_before_the_first_deadline() -> None:
     made = law(0.0, 0.001)
-    assert batch(made, [10.0245] * 100, 10.0) == 20
-    assert batch(made, [9.0] * 3, 10.0) == 1
+    assert batch(Line(made, [10.0245] * 100), 10.0) == 20
+    assert batch(Line(made, [9.0] * 3), 10.0) == 1
     assert in_time(made, 10, 10.05, 10.0, 0.02)
     assert not in_time(made, 40, 10.05, 10.0, 0.02)
 
@@ -143,3 +143,21 @@ def test_a_line_that_waits_finds_out_what_a_row_costs() -> None:
         taken = share([Line(made, [100.0] * 64)], 0.0, 0.005)[0].take
         made = learnt(made, taken, 0.002 + 0.00001 * taken, 0.0)
     assert taken == 64
+
+
+def test_a_request_counts_as_many_rows_as_it_has() -> None:
+    each = law(0.0, 0.001)
+    many = Line(each, [1.0] * 5, [1, 3, 500, 2, 2])
+    (turn,) = share([many], 0.0, 0.0061)
+    assert turn.take == 2  # four rows; the next has more than there is time for
+    # One that has more than a turn gets one by itself, and costs the others theirs.
+    few = Line(each, [1.0] * 2)
+    first, second = share([Line(each, [1.0, 1.0], [500, 500]), few], 0.0, 0.005)
+    assert (first.take, second.take) == (1, 0)
+    # What is behind it is too late for its deadline; what is small enough is not.
+    (turn,) = share([Line(each, [0.05] * 4, [10, 500, 20, 30])], 0.0, 1.0)
+    assert (turn.take, turn.shed) == (2, {1, 3})
+    assert batch(Line(each, [0.05] * 4, [10, 20, 15, 1]), 0.0) == 2
+    assert batch(Line(each, [0.05] * 4, [100, 20, 15, 1]), 0.0) == 1
+    assert in_time(each, 10, 0.05, 0.0, 0.0, 20)
+    assert not in_time(each, 10, 0.05, 0.0, 0.0, 40)

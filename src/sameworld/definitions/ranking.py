@@ -21,7 +21,7 @@ class Ranking(_Named, frozen=True, kw_only=True):
         key: the field that names a candidate. Of several with the same key in a request the first counts.
         request: the field that names a request, by which the moments' rows belong together. A caller need not send it.
         fields: the other fields of a candidate.
-        top: how many the answer lists, best first; all by default. The prediction log has all of them.
+        top: how many the answer lists, best first; all by default. A caller may say another number: `{"request": {...}, "top": 3}`. The prediction log has all of them.
         most: how many different candidates a request may carry; one that carries more is refused.
     """
 

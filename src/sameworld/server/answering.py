@@ -91,6 +91,7 @@ class Answering:
         if isinstance(request, Carried):
             asked = Asked(served, request.fields, at, arrived, deadline, answer, served.line)
             asked.candidates = [Candidate(fields) for fields in request.candidates]
+            asked.rows, asked.top = len(asked.candidates), request.top
             if not asked.candidates:
                 self._give_nothing(asked)
                 return answer
@@ -145,7 +146,7 @@ class Answering:
             return
         started = time.perf_counter()
         seen = self._read(at, batch)
-        reading = (time.perf_counter() - started) / len(batch)
+        reading = (time.perf_counter() - started) / sum(asked.rows for asked in batch)
         for each in seen:
             each.reading = reading
             for own in _alike(each.group):
@@ -251,9 +252,7 @@ class Answering:
             if tier.takes > known.left > 0:
                 tier.takes = learnt(tier.takes, 0.0)
         if choice.tier is None:
-            self._give(
-                seen, own, [_about(asked, [0.0] * _count(asked), NONE, choice.reason) for asked in own]
-            )
+            self._give(seen, own, [_about(asked, [0.0] * asked.rows, NONE, choice.reason) for asked in own])
             return
         tier = served.tiers[choice.tier]
         nulls = replaced(tier.tier, known)
@@ -335,7 +334,7 @@ class Answering:
             return
         self._judge(seen, own, tier, nulls, reason, values, vectors, began)
         now = time.perf_counter()
-        own[0].line.learn(len(own), seen.reading * len(own) + now - began, now)
+        own[0].line.learn(_rows(own), seen.reading * _rows(own) + now - began, now)
 
     async def _guarded(
         self,
@@ -362,7 +361,7 @@ class Answering:
             columns = {name: ArrowColumn(array) for name, array in arrays.items()}
             vectors = tier.vectors(columns, own[0].served.columns, len(rows))
             now = time.perf_counter()
-            line.learn(len(own), now - began, now)
+            line.learn(len(rows), now - began, now)
         except Exception as error:  # noqa: BLE001 # see _native
             values, why = (
                 None,
@@ -480,7 +479,7 @@ class Answering:
                 if not asked.answer.done():
                     told = Given(row.value, row.tier, row.reason, row.version, row.id, kept)
                     if row.ranked is not None and served.ranks is not None:
-                        told.ranking = served.ranks.listed(row.ranked)
+                        told.ranking = served.ranks.listed(row.ranked, asked.top)
                     asked.answer.set_result(told)
 
         if failure or self._syncing is None:
@@ -498,20 +497,16 @@ def _about(
     return asked.served.ranks.answer(asked.candidates, said, said if values is None else values, tier, reason)
 
 
-def _count(asked: Asked) -> int:
-    return 1 if asked.candidates is None else len(asked.candidates)
-
-
 def _rows(own: Sequence[Asked]) -> int:
-    return len(own) if own[0].candidates is None else sum(map(_count, own))
+    return len(own) if own[0].candidates is None else sum(asked.rows for asked in own)
 
 
 def _of_each(own: Sequence[Asked], rows: Sequence[_T]) -> Iterator[Sequence[_T]]:
     """Give the rows of each request, from those of all."""
     end = 0
-    for count in map(_count, own):
-        yield rows[end : end + count]
-        end += count
+    for asked in own:
+        yield rows[end : end + asked.rows]
+        end += asked.rows
 
 
 def _shape(values: NDArray[np.float64], own: Sequence[Asked]) -> str:

@@ -35,6 +35,8 @@ class Asked:
         tried, reason: the last tier that was tried (-1 is none), and why it is not the answer.
         given: whether its answer is decided, and perhaps on its way to the log still.
         candidates: what it carries to be ranked; None where the model does not rank.
+        rows: how many are read and scored for it.
+        top: how many of its candidates its caller wants; as many as the model's ranking says where it is None.
     """
 
     served: Served
@@ -50,6 +52,8 @@ class Asked:
     reason: str = ""
     given: bool = False
     candidates: list[Candidate] | None = None
+    rows: int = 1
+    top: int | None = None
 
 
 Row = Asked | Candidate
@@ -68,7 +72,7 @@ class Seen:
         ages: source -> microseconds since its latest row became readable.
         broken: source -> why it could not be read.
         store: why nothing could be read.
-        reading: seconds a request that reading has taken.
+        reading: seconds a row that reading has taken.
         made: what tiers made of it, once for all models.
     """
 

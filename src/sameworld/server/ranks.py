@@ -61,7 +61,7 @@ class Ranks:
         ranked = Ranked(self._places, fields, list(values), ranks)
         return Answer(best if wrong is None else wrong, tier, reason, ranked)
 
-    def listed(self, ranked: Ranked) -> list[dict[str, Any]]:
-        """Give what a caller is told of the candidates, the best first."""
-        order = sorted(range(len(ranked.ranks)), key=ranked.ranks.__getitem__)[: self._top]
+    def listed(self, ranked: Ranked, top: int | None = None) -> list[dict[str, Any]]:
+        """Give what a caller is told of the candidates, the best first; so many of them, or as many as the definition says."""
+        order = sorted(range(len(ranked.ranks)), key=ranked.ranks.__getitem__)[: top or self._top]
         return [{self._key: ranked.candidates[i][0], "value": ranked.values[i]} for i in order]

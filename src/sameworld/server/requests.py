@@ -31,10 +31,12 @@ class Carried(NamedTuple):
     Args:
         fields: in the order of the model's fields, None in the place of a candidate's.
         candidates: of each different candidate all fields, the request's too.
+        top: how many the answer is to list; what the model's ranking says where it is None.
     """
 
     fields: list[Any]
     candidates: list[list[Any]]
+    top: int | None = None
 
 
 class RequestReader:
@@ -75,6 +77,7 @@ class RequestReader:
                 ("request", struct | msgspec.UnsetType, msgspec.UNSET),
                 ("requests", list[struct] | msgspec.UnsetType, msgspec.UNSET),
                 ("at", _TYPES["instant"] | None, None),
+                *([] if ranking is None else [("top", Annotated[int, msgspec.Meta(ge=1)] | None, None)]),
             ],
             forbid_unknown_fields=True,
             gc=False,
@@ -106,9 +109,9 @@ class RequestReader:
         if self._ranking is None:
             checks = self._checks_of_request
             return [self._checked(list(astuple(request)), checks) for request in requests], at
-        return [self._carried(request, self._ranking) for request in requests], at
+        return [self._carried(request, self._ranking, body.top) for request in requests], at
 
-    def _carried(self, request: Any, ranking: Ranking) -> Carried:
+    def _carried(self, request: Any, ranking: Ranking, top: int | None) -> Carried:
         """Give a request and its different candidates; of those with one key the first."""
         *values, carried = astuple(request)
         row: list[Any] = [None] * len(self._names)
@@ -135,7 +138,7 @@ class RequestReader:
                 expected=f"at most {ranking.most}",
                 do="send fewer, or allow more with most= in sw.Ranking.",
             )
-        return Carried(row, list(found.values()))
+        return Carried(row, list(found.values()), top)
 
     def _checked(self, values: list[Any], checks: list[list[int]]) -> list[Any]:
         """Give values with instants in microseconds.
@@ -164,7 +167,7 @@ class RequestReader:
     def _explain(self, found: str, where: str) -> RequestError:
         if "unknown field" in found:
             name = found.split("unknown field `", 1)[1].split("`", 1)[0]
-            if name not in ("request", "requests", "at"):
+            if name not in ("request", "requests", "at", "top"):
                 carried = self._ranking is not None and f".{self._ranking.candidates}[" in found
                 own = [self._names[p] for p in (self._of_candidate if carried else self._of_request)]
                 return RequestError(

@@ -89,11 +89,14 @@ class Served:
         self.shape = shape_of(bundle)
         own = lanes[0]
         assert own is not None
-        self.line: Line[Asked] = Line(own)
+        most = 1 if ranking is None else ranking.most
+        self.line: Line[Asked] = Line(own, most)
         self.line.margin = reserved(self.plan[1] if self.plan[1:] else None, 0.0, self.deadline)
         # Where the model is not asked, the loop may still have time for the first fallback that runs on it: it has a line of its own.
         later = next((lane for lane in lanes[1:] if isinstance(lane, NativeLane)), None)
-        self.second: Line[Asked] | None = Line(later) if later and isinstance(own, GuardedLane) else None
+        self.second: Line[Asked] | None = (
+            Line(later, most) if later and isinstance(own, GuardedLane) else None
+        )
         self.last = {
             number: (
                 LastAnswers(_REMEMBERED),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -28,12 +28,14 @@ _MOST_SHED = 250  # in one turn: they cost the loop's time, too
 
 
 class Waits(Protocol):
-    """A request as far as lines know it: when it has to be answered, and what its caller waits for."""
+    """A request as far as lines know it: when it has to be answered, what its caller waits for, and how many rows it has."""
 
     @property
     def deadline(self) -> float: ...
     @property
     def answer(self) -> asyncio.Future[Any]: ...
+    @property
+    def rows(self) -> int: ...
 
 
 Request = TypeVar("Request", bound=Waits)
@@ -44,12 +46,15 @@ class Line(Generic[Request]):
 
     Args:
         lane: the model's.
+        most: rows that a request may have; how many each has is looked at where that is more than one.
         margin: seconds that the tier after this one needs, which is left when this one is given up.
     """
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, most: int = 1) -> None:
         self.lane = lane
-        self.law = Law() if isinstance(lane, GuardedLane) else by_the_row(lane.row_seconds)
+        self._most = most
+        # What was measured is the longest request there can be.
+        self.law = Law() if isinstance(lane, GuardedLane) else by_the_row(lane.row_seconds / most)
         self.waiting: deque[Request] = deque()
         self.fresh = 0
         self.flying: list[Request] = []
@@ -57,6 +62,16 @@ class Line(Generic[Request]):
         self.margin = 0.0
         self.timer: asyncio.TimerHandle | None = None
         self.armed_for = 0.0
+
+    def rows(self, group: Collection[Request]) -> int:
+        """Give how many rows some requests have together."""
+        return len(group) if self._most == 1 else sum(asked.rows for asked in group)
+
+    def seen(self) -> admission.Line:
+        """Give what is decided by: the first that wait."""
+        first = list(islice(self.waiting, _MOST))
+        rows = None if self._most == 1 else [asked.rows for asked in first]
+        return admission.Line(self.law, [asked.deadline for asked in first], rows)
 
     def learn(self, rows: int, seconds: float, now: float) -> None:
         """Take note of what a batch cost."""
@@ -121,10 +136,7 @@ class Turns(Generic[Request]):
 
     def _turn(self, now: float) -> None:
         native = [line for line in self._lines if not isinstance(line.lane, GuardedLane)]
-        seen = [
-            admission.Line(line.law, [asked.deadline for asked in islice(line.waiting, _MOST)])
-            for line in native
-        ]
+        seen = [line.seen() for line in native]
         taken: list[Request] = []
         shed: list[tuple[list[Request], str]] = []
         for line, turn in zip(native, share(seen, now, TURN_SECONDS) if seen else (), strict=True):
@@ -167,16 +179,19 @@ class Turns(Generic[Request]):
             return []
         taken: list[Request] = []
         if not line.flying and line.waiting:
-            count = batch(line.law, [asked.deadline for asked in line.waiting], now)
+            count = batch(line.seen(), now)
             taken = [line.waiting.popleft() for _ in range(count)]
             self.watch(line, taken)
-        unanswered = wait(line.law, len(line.flying), line.since, now)
-        overdue = bool(line.flying) and now > line.since + line.law.cost(len(line.flying))
+        flying = line.rows(line.flying)
+        unanswered = wait(line.law, flying, line.since, now)
+        overdue = bool(flying) and now > line.since + line.law.cost(flying)
         late: list[Request] = []
         arrived = [line.waiting.pop() for _ in range(min(fresh, len(line.waiting)))][::-1]
+        ahead = line.rows(line.waiting)
         for asked in arrived:
-            if in_time(line.law, len(line.waiting), asked.deadline, now, unanswered):
+            if in_time(line.law, ahead, asked.deadline, now, unanswered, asked.rows):
                 line.waiting.append(asked)
+                ahead += asked.rows
                 self._arm(line, asked.deadline)
             else:
                 late.append(asked)

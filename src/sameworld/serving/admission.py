@@ -89,10 +89,21 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     Args:
         law: what they cost.
         deadlines: when each has to be answered, in their order.
+        rows: how many rows each has; one where nothing is said.
     """
 
     law: Law
     deadlines: Sequence[float]
+    rows: Sequence[int] | None = None
+
+    @property
+    def needs(self) -> float:
+        """The seconds that all of them are expected to take."""
+        return self.law.cost(len(self.deadlines) if self.rows is None else sum(self.rows))
+
+    def rows_at(self, place: int) -> int:
+        """Give how many rows one of them has."""
+        return 1 if self.rows is None else self.rows[place]
 
 
 class Turn(msgspec.Struct, frozen=True, gc=False):
@@ -113,7 +124,7 @@ def share(lines: Sequence[Line], now: float, turn_seconds: float) -> list[Turn]:
         now: the moment.
         turn_seconds: how long the loop may be kept.
     """
-    needs = [line.law.cost(len(line.deadlines)) for line in lines]
+    needs = [line.needs for line in lines]
     total = sum(needs)
     ordered = sorted(needs)
     sums = [0.0, *accumulate(ordered)]
@@ -124,10 +135,22 @@ def share(lines: Sequence[Line], now: float, turn_seconds: float) -> list[Turn]:
     left = turn_seconds
     result: list[Turn] = []
     for line, turn in zip(lines, turns, strict=True):
-        rows = min(turn.take, max(line.law.within(allowed), line.law.trial)) if left > 0.0 else 0
+        take, rows = (
+            _first(line, turn, max(line.law.within(allowed), line.law.trial)) if left > 0.0 else (0, 0)
+        )
         left -= line.law.cost(rows)
-        result.append(Turn(rows, turn.shed))
+        result.append(Turn(take, turn.shed))
     return result
+
+
+def _first(line: Line, turn: Turn, rows: int) -> tuple[int, int]:
+    """Give how many of those that are kept have so many rows together, at least one of them; and how many rows they have."""
+    if line.rows is None:
+        return (min(turn.take, rows),) * 2
+    kept = (count for place, count in enumerate(line.rows) if place not in turn.shed)
+    sums = list(accumulate(kept))
+    take = min(turn.take, max(bisect_right(sums, rows), 1))
+    return take, sums[take - 1] if take else 0
 
 
 def _keep(line: Line, needs: Sequence[float], sums: Sequence[float], now: float) -> Turn:
@@ -143,13 +166,16 @@ def _keep(line: Line, needs: Sequence[float], sums: Sequence[float], now: float)
     shed: set[int] = set()
     # A law that nothing has tested for a while may be wrong: one row tests it.
     tests = now - line.law.at > _STALE
+    kept = 0
     for place, deadline in enumerate(line.deadlines):
-        kept = place - len(shed)
-        cost = line.law.cost(kept + 1)
+        own = line.rows_at(place)
+        cost = line.law.cost(kept + own)
         smaller = bisect_right(needs, cost)
         done = now + sums[smaller] + cost * (len(needs) - smaller)
         if done > deadline and not (tests and kept == 0 and now < deadline):
             shed.add(place)
+        else:
+            kept += own
     return Turn(count - len(shed), frozenset(shed))
 
 
@@ -170,13 +196,14 @@ def wait(law: Law, in_flight: int, since: float, now: float) -> float:
     return abs(since + law.cost(in_flight) - now)
 
 
-def in_time(law: Law, ahead: int, deadline: float, now: float, waiting_seconds: float) -> bool:
-    """Whether a request behind `ahead` others of its model, which a process takes when it has done what it has, can be answered by its deadline."""
-    return now + waiting_seconds + law.cost(ahead + 1) <= deadline or (
+def in_time(law: Law, ahead: int, deadline: float, now: float, waiting_seconds: float, own: int = 1) -> bool:
+    """Whether a request of `own` rows behind `ahead` rows of others of its model, which a process takes when it has done what it has, can be answered by its deadline."""
+    return now + waiting_seconds + law.cost(ahead + own) <= deadline or (
         now < deadline and not ahead and not waiting_seconds and now - law.at > _STALE
     )
 
 
-def batch(law: Law, deadlines: Sequence[float], now: float) -> int:
+def batch(line: Line, now: float) -> int:
     """Give how many of those that wait to hand over at once: as many as are done before the first of them has to be; at least one."""
-    return min(len(deadlines), max(law.within(deadlines[0] - now), 1))
+    within = line.law.within(line.deadlines[0] - now)
+    return max(_first(line, Turn(len(line.deadlines)), within)[0], 1)
