@@ -19,6 +19,7 @@ _TYPES: dict[str, Any] = {
     "text": str,
     "instant": Annotated[datetime.datetime, msgspec.Meta(tz=True)],
 }
+_TOP: Any = Annotated[int, msgspec.Meta(ge=1)]
 _CARRIED = "candidates"
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
@@ -77,7 +78,7 @@ class RequestReader:
                 ("request", struct | msgspec.UnsetType, msgspec.UNSET),
                 ("requests", list[struct] | msgspec.UnsetType, msgspec.UNSET),
                 ("at", _TYPES["instant"] | None, None),
-                *([] if ranking is None else [("top", Annotated[int, msgspec.Meta(ge=1)] | None, None)]),
+                *([] if ranking is None else [("top", _TOP | None, None)]),
             ],
             forbid_unknown_fields=True,
             gc=False,
@@ -119,9 +120,14 @@ class RequestReader:
             row[place] = value
         self._checked(row, self._checks_of_request)
         found: dict[Any, list[Any]] = {}
+        came: set[Any] = set()
         for candidate in carried or ():
+            values = astuple(candidate)
+            if values[0] in came:
+                continue
+            came.add(values[0])
             own = row.copy()
-            for place, value in zip(self._of_candidate, astuple(candidate), strict=True):
+            for place, value in zip(self._of_candidate, values, strict=True):
                 own[place] = value
             key = self._checked(own, self._checks_of_candidate)[self._of_candidate[0]]
             if key is None:
@@ -131,13 +137,13 @@ class RequestReader:
                     do="send what names each candidate, or leave it out.",
                 )
             found.setdefault(key, own)
-        if len(found) > ranking.most:
-            raise RequestError(
-                f"The request carries {len(found)} different candidates.",
-                where=f"model {self._model!r}, {ranking.candidates}",
-                expected=f"at most {ranking.most}",
-                do="send fewer, or allow more with most= in sw.Ranking.",
-            )
+            if len(found) > ranking.most:  # the rest is not even looked at
+                raise RequestError(
+                    f"The request carries more than {ranking.most} different candidates.",
+                    where=f"model {self._model!r}, {ranking.candidates}",
+                    found=f"a list of {len(carried)}",
+                    do="send fewer, or allow more with most= in sw.Ranking.",
+                )
         return Carried(row, list(found.values()), top)
 
     def _checked(self, values: list[Any], checks: list[list[int]]) -> list[Any]:

@@ -108,8 +108,8 @@ class Supervisor:
                         worker.process.kill()
                         self._lost(worker, why)
                         continue
-                if worker.process.poll() is not None:
-                    self._lost(worker, _ending(worker.process.returncode))
+                if (status := worker.process.poll()) is not None:
+                    self._lost(worker, _ending(status))
 
     def _start(self, worker: _Worker) -> None:
         ours, theirs = os.pipe()

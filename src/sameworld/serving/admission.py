@@ -146,7 +146,8 @@ def share(lines: Sequence[Line], now: float, turn_seconds: float) -> list[Turn]:
 def _first(line: Line, turn: Turn, rows: int) -> tuple[int, int]:
     """Give how many of those that are kept have so many rows together, at least one of them; and how many rows they have."""
     if line.rows is None:
-        return (min(turn.take, rows),) * 2
+        take = min(turn.take, rows)
+        return take, take
     kept = (count for place, count in enumerate(line.rows) if place not in turn.shed)
     sums = list(accumulate(kept))
     take = min(turn.take, max(bisect_right(sums, rows), 1))
