@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+_FLOAT, _WORD = struct.Struct("<d"), struct.Struct("<q")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,15 @@ def input_words(
     if family == "float":
         return normalised(numbers.astype(np.float64, copy=False)).view(np.int64), valid
     return numbers.astype(np.int64, copy=False), valid
+
+
+def word_of(family: str | None, value: Any) -> int | None:
+    """Give a single value's word, as `input_words` does for a column; None where the row does not take part, and 0 for a text."""
+    if value is None or (family is None and not value):
+        return None
+    if family == "float":
+        return _WORD.unpack(_FLOAT.pack(value + 0.0 if value == value else np.nan))[0]  # noqa: PLR0124 # NaN
+    return 0 if family in (None, "text") else int(value)
 
 
 class Texts:

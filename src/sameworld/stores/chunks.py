@@ -47,6 +47,7 @@ class Layout:
         self.words = Words([item.family(schema) for item in grouping.inputs])
         self.texts = [number for number, family in enumerate(self.words.families) if family == "text"]
         self.row_bytes = self.words.width * 8
+        self._row = struct.Struct(f"<{self.words.width}q").pack
 
     def rows(self, order: Sequence[NDArray[Any]], inputs: Sequence[InputColumn]) -> tuple[RowWords, Texts]:
         """Give rows and their texts from columns; `order` is event, available, version and tie."""
@@ -64,6 +65,23 @@ class Layout:
             elif family is not None:
                 array[:, self.words.values[number]] = column.words
         return array, texts
+
+    def row(self, order: tuple[int, int, int, int], words: Sequence[int | None]) -> bytes:
+        """Give the bytes of a single row, as `rows` does for many.
+
+        Args:
+            order: its event time, available time, version and tie.
+            words: of every input, anything for one of text or one that only counts rows; None where it does not take part.
+        """
+        row = [0] * self.words.width
+        row[EVENT], row[AVAILABLE], row[VERSION], tie = order
+        row[SUPERSEDED], row[TIE] = NEVER, tie_word(tie)
+        for place, (at, mask), value in zip(words, self.words.valid, self.words.values, strict=True):
+            if place is not None:
+                row[at] |= mask
+                if value:
+                    row[value] = place
+        return self._row(*row)
 
     def pack(self, rows: RowWords, texts: Texts) -> bytes:
         """Give a chunk's bytes."""

@@ -1,21 +1,16 @@
-"""Events as they come over the wire -> raw rows in a source's pinned schema -> prepared rows, by the same query as in batch."""
+"""Events as they come over the wire -> raw rows in a source's pinned schema."""
 
 from __future__ import annotations
 
 import datetime
 import decimal
-import threading
-from collections.abc import Sequence
 from typing import Annotated, Any
 
-import duckdb
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.types as arrow
 
-from sameworld.asof.plan import Grouping, Input
-from sameworld.asof.rows import prepared_sql
 from sameworld.asof.schema import Schema, arrow_type, kind_of
 from sameworld.definitions.source import Source
 from sameworld.errors import DataError, nearest
@@ -184,51 +179,3 @@ def _is_like(kind: pa.DataType, wanted: pa.DataType) -> bool:
     if arrow.is_string(wanted):
         return arrow.is_string(kind) or arrow.is_large_string(kind) or arrow.is_string_view(kind)
     return any(same(kind) and same(wanted) for same in (arrow.is_integer, arrow.is_boolean, arrow.is_date))
-
-
-class _Stream:
-    """A table that a prepared statement reads anew at each execution."""
-
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return self.table.__arrow_c_stream__(requested_schema)
-
-
-class Preparer:
-    """Prepares the rows of one source for all its groupings at once.
-
-    Args:
-        reader: whose rows.
-        groupings: those over the source. `keys` and `inputs` of a prepared row are the union of theirs: see `places`.
-    """
-
-    def __init__(self, reader: EventReader, groupings: Sequence[Grouping]) -> None:
-        self.reader = reader
-        self.keys: list[str] = sorted({key for grouping in groupings for key in grouping.keys})
-        self.inputs: list[Input] = list(
-            dict.fromkeys(item for grouping in groupings for item in grouping.inputs)
-        )
-        self.places = {
-            grouping.content: (
-                [self.keys.index(k) for k in grouping.keys],
-                [self.inputs.index(i) for i in grouping.inputs],
-            )
-            for grouping in groupings
-        }
-        self._lock = threading.Lock()
-        self._con = duckdb.connect(config={"threads": 1})
-        self._con.execute("SET TimeZone = 'UTC'")
-        empty = pa.table({name: pa.array([], arrow_type(kind)) for name, kind in reader.schema.items()})
-        self._stream = _Stream(empty)
-        self._con.register("raw", self._stream)
-        self._con.execute(
-            f"PREPARE prepared AS {prepared_sql(reader.source, reader.schema, self.keys, self.inputs, 'raw')}"
-        )
-
-    def prepare(self, raw: pa.Table) -> pa.Table:
-        """Give prepared rows (see `rows`) in the order of the raw ones."""
-        with self._lock:  # the thread that commits and the one that fills share the statement
-            self._stream.table = raw
-            return self._con.sql("EXECUTE prepared").to_arrow_table()

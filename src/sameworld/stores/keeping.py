@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,8 +16,9 @@ from sameworld.asof.schema import Schema
 from sameworld.definitions.hashing import content_hash
 from sameworld.definitions.source import Source
 from sameworld.stores.chunks import Layout
-from sameworld.stores.events import EventReader, Preparer
+from sameworld.stores.events import EventReader
 from sameworld.stores.lmdb import Index, Place, Reach
+from sameworld.stores.prepared import Prepared, Preparer
 from sameworld.stores.taking import Coming, take
 
 
@@ -193,18 +193,14 @@ class Written:
             for grouping, found in zip(named, groupings, strict=True)
         ]  # fmt: skip
 
-    def prepare(self, raw: Sequence[pa.Table]) -> list[pa.Table]:
+    def prepare(self, raw: Sequence[pa.Table]) -> list[Prepared]:
         """Give the prepared rows of deliveries, all of them in one query."""
         if len(raw) == 1:
             return [self.preparer.prepare(raw[0])]
-        rows = self.preparer.prepare(pa.concat_tables(raw))
-        ends = list(itertools.accumulate(table.num_rows for table in raw))
-        return [
-            rows.slice(end - table.num_rows, table.num_rows) for table, end in zip(raw, ends, strict=True)
-        ]
+        return self.preparer.prepare(pa.concat_tables(raw)).parts([table.num_rows for table in raw])
 
     def apply(
-        self, index: Index, txn: lmdb.Transaction, deliveries: Sequence[tuple[pa.Table, int]], floor: int
+        self, index: Index, txn: lmdb.Transaction, deliveries: Sequence[tuple[Prepared, int]], floor: int
     ) -> int:
         """Take prepared rows into every place; give the latest available time among them.
 
@@ -214,10 +210,10 @@ class Written:
         """
         within = self.source.corrections_within_microseconds
         coming = Coming.of(deliveries, self.preparer.keys, within)
-        if self.places and len(coming.available_at):
+        if self.places and coming.available:
             take(index, txn, self.facts, coming, self.places, floor, within)
         latest = max(stamp for _, stamp in deliveries)
-        return max(latest, int(coming.available_at.max(initial=latest)))
+        return max([latest, *coming.available])
 
 
 def written_of(kept: Kept, known: Mapping[str, Written]) -> dict[str, Written]:

@@ -48,6 +48,7 @@ from sameworld.stores.keeping import (
     written_of,
 )
 from sameworld.stores.lmdb import CHUNK_ROWS, Index, Reach, check_room
+from sameworld.stores.prepared import Prepared
 from sameworld.stores.record_log import Durability, RecordLog
 from sameworld.stores.view import IndexView, View, Wanted
 
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 _TOGETHER_BYTES = 4 << 20
+_NONE = Prepared(pa.schema([]), [])
 _FORMAT = 2
 """Of the index: one of another is dropped and filled again."""
 
@@ -89,7 +91,7 @@ class _Coming(NamedTuple):
 
     delivery: Delivery
     digest: bytes
-    rows: pa.Table
+    rows: Prepared
 
 
 Asks = Callable[[], Iterable[tuple[Sequence[Grouping], Mapping[str, Sequence[Any]]]]]
@@ -473,12 +475,12 @@ class OnlineStore:
                     delivery = Delivery(stamp, incoming.source, content, incoming.key, incoming.events, self.clock.now())  # fmt: skip
                     fresh.append(_Coming(delivery, digest, rows))
                     digests[incoming.key] = digest
-                    answers.append(Taken(rows.num_rows, False, sequence))
+                    answers.append(Taken(len(rows), False, sequence))
             if fresh:
                 self.log.append([event_log.encode(coming.delivery) for coming in fresh])
                 self._apply(txn, written, fresh)
                 self._advance(txn)
-                self._close_facts(txn, 2 * sum(coming.rows.num_rows for coming in fresh))
+                self._close_facts(txn, 2 * sum(len(coming.rows) for coming in fresh))
         if self.shared is not None and fresh and not self.shared.away:
             with contextlib.suppress(StoreError):  # it is kept, and will be published when it can
                 self.shared.publish(self.index)
@@ -512,14 +514,14 @@ class OnlineStore:
         self,
         txn: lmdb.Transaction,
         source: str,
-        rows: pa.Table,
+        rows: Prepared,
         passed: int,
         firsts: dict[tuple[str, str], int],
     ) -> ReplayOrderError | None:
         return _too_early(source, rows, passed) or self._before_its_first(txn, source, rows, firsts)
 
     def _before_its_first(
-        self, txn: lmdb.Transaction, name: str, rows: pa.Table, firsts: dict[tuple[str, str], int]
+        self, txn: lmdb.Transaction, name: str, rows: Prepared, firsts: dict[tuple[str, str], int]
     ) -> ReplayOrderError | None:
         """Refuse versions that became readable before the first one of their fact: what had been forgotten on its account might count again.
 
@@ -531,7 +533,7 @@ class OnlineStore:
         if source.corrections_within is None:
             return None
         earliest: dict[str, int] = {}
-        columns = (rows[column].to_pylist() for column in ("fact", "available_at"))
+        columns = (rows.values(column) for column in ("fact", "available_at"))
         for fact, available in zip(*columns, strict=True):
             if fact is not None and available is not None:
                 earliest[fact] = min(available, earliest.get(fact, available))
@@ -569,7 +571,7 @@ class OnlineStore:
         self, txn: lmdb.Transaction, written: Mapping[str, Written], coming: Sequence[_Coming]
     ) -> None:
         """Take logged deliveries into the index, those of each source together."""
-        by_source: dict[str, list[tuple[pa.Table, int]]] = {}
+        by_source: dict[str, list[tuple[Prepared, int]]] = {}
         for delivery, digest, rows in coming:
             by_source.setdefault(delivery.source, []).append((rows, delivery.stamp))
             self.index.note_delivery(txn, delivery.key, digest)
@@ -645,9 +647,9 @@ def _digest(source: str, events: bytes) -> bytes:
     return hashlib.blake2b(source.encode() + b"\0" + events, digest_size=16).digest()
 
 
-def _prepared(group: Sequence[Incoming], written: Mapping[str, Written]) -> list[pa.Table | Exception]:
+def _prepared(group: Sequence[Incoming], written: Mapping[str, Written]) -> list[Prepared | Exception]:
     """Give the prepared rows of deliveries, in one query a source; an exception for those that cannot be prepared."""
-    result: list[pa.Table | Exception] = [pa.table({})] * len(group)
+    result: list[Prepared | Exception] = [_NONE] * len(group)
     for name in {incoming.source for incoming in group}:
         places = [place for place, incoming in enumerate(group) if incoming.source == name]
         try:
@@ -659,7 +661,7 @@ def _prepared(group: Sequence[Incoming], written: Mapping[str, Written]) -> list
     return result
 
 
-def _prepared_alone(incoming: Incoming, written: Written) -> pa.Table | Exception:
+def _prepared_alone(incoming: Incoming, written: Written) -> Prepared | Exception:
     try:
         return written.prepare([incoming.raw])[0]
     except duckdb.Error as error:
@@ -686,7 +688,7 @@ def _read(deliveries: Sequence[Delivery], written: Mapping[str, Written]) -> lis
     prepared = iter(_prepared(group, written))
     result: list[_Coming] = []
     for delivery in deliveries:
-        rows = next(prepared) if delivery.source in written else pa.table({})
+        rows = next(prepared) if delivery.source in written else _NONE
         if isinstance(rows, Exception):
             raise rows
         result.append(_Coming(delivery, _digest(delivery.source, delivery.events), rows))
@@ -721,14 +723,13 @@ def _drop_after_power_cut(folder: Path) -> None:
             recorded.write_text(now)
 
 
-def _too_early(source: str, rows: pa.Table, passed: int) -> ReplayOrderError | None:
-    available = rows["available_at"].drop_null().to_numpy()
-    early = available[available < passed]
-    if not early.size:
+def _too_early(source: str, rows: Prepared, passed: int) -> ReplayOrderError | None:
+    early = [time for time in rows.values("available_at") if time is not None and time < passed]
+    if not early:
         return None
     return ReplayOrderError(
         f"{len(early)} events of source {source!r} became readable before a moment that has passed.",
-        expected=f"available times of at least {passed} us", found=f"{early.min()} us", do="replay events and requests in the order of time.",
+        expected=f"available times of at least {passed} us", found=f"{min(early)} us", do="replay events and requests in the order of time.",
     )  # fmt: skip
 
 

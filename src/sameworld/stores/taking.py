@@ -5,17 +5,18 @@ commit costs is the chunks it touches and not the rows it brings.
 from __future__ import annotations
 
 import functools
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import lmdb
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import NEVER
-from sameworld.asof.columns import InputColumn, input_column
+from sameworld.asof.columns import InputColumn, input_column, word_of
 from sameworld.asof.entity import EVENT
 from sameworld.asof.versions import closes_at, order_of
 from sameworld.stores.chunks import NO_ROWS, RowWords, Texts, ordered
@@ -30,6 +31,10 @@ from sameworld.stores.lmdb import (
     fact_key,
     start_of,
 )
+from sameworld.stores.prepared import Prepared, together
+
+_FEW_ROWS = 48
+"""Up to so many, rows are brought into order one by one: a call of NumPy costs more than the row."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +42,18 @@ class Coming:
     """Prepared rows of one source in the order in which they are taken.
 
     Args:
-        table: see `rows`; of the columns `key_..` those of `names`.
-        available_at: shape (rows,), microseconds.
+        rows: of the columns `key_..` those of `names`.
+        available: microseconds, of each row.
         names: of the keys.
     """
 
-    table: pa.Table
-    available_at: NDArray[np.int64]
+    rows: Prepared
+    available: list[int]
     names: Sequence[str]
 
     @classmethod
     def of(
-        cls, deliveries: Sequence[tuple[pa.Table, int]], names: Sequence[str], within: int | None
+        cls, deliveries: Sequence[tuple[Prepared, int]], names: Sequence[str], within: int | None
     ) -> Coming:
         """Bring deliveries together; rows that are never readable stay out.
 
@@ -56,77 +61,93 @@ class Coming:
             deliveries: prepared rows and their stamp; 0 in a replay, where each row says itself when it became readable.
             within: for how long corrections count, in microseconds. In a replay the first version of a fact comes first then.
         """
-        tables: list[pa.Table] = []
-        times: list[NDArray[np.int64]] = []
-        for table, stamp in deliveries:
-            kept, available = table, np.full(table.num_rows, stamp, np.int64)
+        parts: list[Prepared] = []
+        times: list[int] = []
+        for rows, stamp in deliveries:
+            kept, available = rows, [stamp] * len(rows)
             if not stamp:
-                available = table["available_at"].fill_null(NEVER).to_numpy()
-                order = np.argsort(available, kind="stable") if within is not None else np.arange(len(available))  # fmt: skip
-                order = order[available[order] != NEVER]
-                kept, available = table.take(order), available[order]
-            tables.append(kept)
-            times.append(available)
-        together = tables[0] if len(tables) == 1 else pa.concat_tables(tables)
-        return cls(together.combine_chunks(), np.concatenate(times), names)
+                said = rows.values("available_at")
+                order = [row for row, time in enumerate(said) if time is not None and time != NEVER]
+                if within is not None:
+                    order.sort(key=said.__getitem__)
+                available = [said[row] for row in order]
+                if available != said:
+                    kept = rows.take(order)
+            parts.append(kept)
+            times += available
+        return cls(together(parts), times, names)
+
+    @property
+    def few(self) -> bool:
+        return len(self.available) <= _FEW_ROWS
 
     @functools.cached_property
-    def events(self) -> NDArray[np.int64]:
-        """Event times, shape (rows,), microseconds; 0 where there is none: see `dated`."""
-        return self.table["event_time"].fill_null(0).to_numpy()
+    def events(self) -> list[int | None]:
+        """Event times, microseconds."""
+        return self.rows.values("event_time")
 
     @functools.cached_property
-    def dated(self) -> NDArray[np.bool_]:
-        return self.table["event_time"].is_valid().to_numpy()
+    def order(self) -> tuple[NDArray[Any], ...]:
+        """Event (0 where there is none), available, version and tie of every row."""
+        event = self.rows.array("event_time").fill_null(0)
+        event, version, tie = (
+            column.to_numpy() for column in (event, self.rows.array("version"), self.rows.array("tie"))
+        )
+        return event, np.array(self.available, np.int64), version, tie
 
     @functools.cached_property
-    def deleted(self) -> NDArray[np.bool_]:
-        return self.table["deleted"].to_numpy()
-
-    @functools.cached_property
-    def keys(self) -> dict[str, tuple[NDArray[np.int64], list[Any]]]:
+    def codes(self) -> dict[str, tuple[NDArray[np.int64], list[Any]]]:
         """Key -> the place of each row's value among the different ones, -1 where null; and those."""
         found: dict[str, tuple[NDArray[np.int64], list[Any]]] = {}
         for number, name in enumerate(self.names):
-            coded = _array(self.table, f"key_{number}").dictionary_encode()
+            coded = self.rows.array(f"key_{number}").dictionary_encode()
             places = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
             found[name] = places, coded.dictionary.to_pylist()
         return found
 
     @functools.cached_property
-    def heads(self) -> list[tuple[int, int, int, bool, int | None, tuple[Any, ...]]]:
-        """Version, available time, tie, deleted, event time and keys of every row."""
-        names = [
-            [values[place] if place >= 0 else None for place in places.tolist()]
-            for places, values in self.keys.values()
-        ]
-        return list(
-            zip(
-                self.table["version"].to_pylist(),
-                self.available_at.tolist(),
-                self.table["tie"].to_pylist(),
-                self.deleted.tolist(),
-                self.table["event_time"].to_pylist(),
-                zip(*names, strict=True) if names else [()] * self.table.num_rows,
-                strict=True,
-            )
-        )
+    def keys(self) -> dict[str, list[Any]]:
+        """Key -> each row's value."""
+        if self.few:
+            return {name: self.rows.values(f"key_{number}") for number, name in enumerate(self.names)}
+        return {
+            name: [values[place] if place >= 0 else None for place in places.tolist()]
+            for name, (places, values) in self.codes.items()
+        }
 
-    def input(self, number: int, family: str | None) -> InputColumn:
-        return input_column(family, self.table[f"input_{number}"])
+    @functools.cached_property
+    def deleted(self) -> list[bool]:
+        return self.rows.values("deleted")
+
+    @functools.cached_property
+    def heads(self) -> list[tuple[int, int, int, bool, int | None]]:
+        """Version, available time, tie, deleted and event time of every row."""
+        version, tie = (self.rows.values(name) for name in ("version", "tie"))
+        return list(zip(version, self.available, tie, self.deleted, self.events, strict=True))
+
+    @functools.cached_property
+    def _inputs(self) -> dict[int, InputColumn]:
+        return {}
+
+    def inputs(self, where: Place) -> list[InputColumn]:
+        """Give the inputs of a grouping."""
+        for number, family in zip(where.inputs, where.layout.words.families, strict=True):
+            if number not in self._inputs:
+                self._inputs[number] = input_column(family, self.rows.array(f"input_{number}"))
+        return [self._inputs[number] for number in where.inputs]
 
     def entities(self, keys: Sequence[str], chosen: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], list[list[Any]]]:  # fmt: skip
         """Give which of the chosen rows have all keys, the number of each one's entity, and the entities' keys."""
-        code = np.zeros(len(self.available_at), np.int64)
+        code = np.zeros(len(self.available), np.int64)
         for name in keys:
-            places, values = self.keys[name]
+            places, values = self.codes[name]
             chosen = chosen & (places >= 0)
             code = code * len(values) + places
         rows = np.flatnonzero(chosen)
         different, numbers = np.unique(code[rows], return_inverse=True)
         columns: list[list[Any]] = []
         for name in reversed(keys):
-            values = self.keys[name][1]
+            values = self.codes[name][1]
             different, places = np.divmod(different, max(len(values), 1))
             columns.append([values[place] for place in places.tolist()])
         return rows, numbers, [list(key) for key in zip(*reversed(columns), strict=True)]
@@ -135,11 +156,6 @@ class Coming:
 def _only(column: InputColumn, rows: NDArray[np.int64]) -> InputColumn:
     words = column.words if column.family is None else column.words[rows]
     return replace(column, words=words, valid=column.valid[rows])
-
-
-def _array(table: pa.Table, name: str) -> pa.Array:
-    column = table[name]
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def take(
@@ -161,18 +177,20 @@ def take(
         floor: no moment before this will be asked about any more.
         within: for how long corrections of a fact count; None is for ever.
     """
-    living = coming.dated & ~coming.deleted
+    living = [
+        event is not None and not deleted
+        for event, deleted in zip(coming.events, coming.deleted, strict=True)
+    ]
     gone = _superseded(index, txn, facts, coming, living, within)
-    inputs: dict[int, InputColumn] = {}
+    runs_of = few_runs if coming.few else many_runs
     chunks = index.chunks(txn)
     for place in places:
         for head in gone:
             # By name: whoever wrote this head may have kept other groupings, too.
             _remove(chunks, place, [head.keys.get(k) for k in place.grouping.keys], head)
-        for number, family in zip(place.inputs, place.layout.words.families, strict=True):
-            if number not in inputs:
-                inputs[number] = coming.input(number, family)
-        _insert_all(chunks, index.chunk_rows, place, coming, living, [inputs[n] for n in place.inputs], floor)
+        runs = runs_of(place, coming, living)
+        if runs is not None:
+            _insert_all(chunks, index.chunk_rows, place, runs, floor)
 
 
 def _superseded(
@@ -180,14 +198,13 @@ def _superseded(
     txn: lmdb.Transaction,
     facts: bytes,
     coming: Coming,
-    living: NDArray[np.bool_],
+    living: list[bool],
     within: int | None,
 ) -> list[Head]:
     """Note the greatest version of each fact; give those in the index that live no more, and take from `living` the rows that do not."""
-    column = coming.table["fact"]
-    if column.null_count == len(column):
+    at = [None if fact is None else fact_key(facts, fact) for fact in coming.rows.values("fact")]
+    if not any(at):
         return []
-    at = [None if fact is None else fact_key(facts, fact) for fact in column.to_pylist()]
     known = index.heads(txn, {key for key in at if key is not None})
     mine: dict[bytes, int] = {}
     firsts: dict[bytes, int | None] = {}
@@ -219,7 +236,7 @@ def _superseded(
                 gone.append(head)
         mine[key] = row
     made = [
-        (key, Head(*coming.heads[row][:5], dict(zip(coming.names, coming.heads[row][5], strict=True)), firsts[key]))
+        (key, Head(*coming.heads[row], {name: values[row] for name, values in coming.keys.items()}, firsts[key]))
         for key, row in mine.items()
     ]  # fmt: skip
     index.note_heads(txn, made, closing)
@@ -239,52 +256,85 @@ def _remove(chunks: Chunks, where: Place, key: list[Any], head: Head) -> None:
         chunks.put(found[0], left)
 
 
-def _insert_all(
-    chunks: Chunks,
-    most: int,
-    where: Place,
-    coming: Coming,
-    living: NDArray[np.bool_],
-    inputs: Sequence[InputColumn],
-    floor: int,
-) -> None:
-    """Insert the rows that live, entity by entity in the order of their keys in the index."""
-    chosen, numbers, keys = coming.entities(where.grouping.keys, living)
+@dataclass(frozen=True)
+class Runs:
+    """The rows that live, entity by entity in the order of their keys in the index, and each one's in the kernel's order.
+
+    Args:
+        prefixes: of the entities.
+        starts: where each one's rows begin, and where the last one's end.
+        events: the rows' event times.
+        content: the rows, as they lie in a chunk.
+        texts: theirs.
+    """
+
+    prefixes: list[bytes]
+    starts: list[int]
+    events: list[int]
+    content: bytes
+    texts: Texts
+
+
+def many_runs(where: Place, coming: Coming, living: Sequence[bool]) -> Runs | None:
+    chosen, numbers, keys = coming.entities(where.grouping.keys, np.array(living, np.bool_))
     if not chosen.size:
-        return
+        return None
     prefixes = [entity_prefix(where.prefix, key) for key in keys]
     by_prefix = sorted(range(len(prefixes)), key=prefixes.__getitem__)
     rank = np.empty(len(prefixes), np.int64)
     rank[by_prefix] = np.arange(len(prefixes))
-    order = [
-        coming.events[chosen],
-        coming.available_at[chosen],
-        coming.table["version"].to_numpy()[chosen],
-        coming.table["tie"].to_numpy()[chosen],
-    ]
-    rows, texts = where.layout.rows(order, [_only(column, chosen) for column in inputs])
+    inputs = [_only(column, chosen) for column in coming.inputs(where)]
+    rows, texts = where.layout.rows([column[chosen] for column in coming.order], inputs)
     ranks = rank[numbers]
     sorting = ordered(rows, ranks)
-    rows = rows[sorting]
-    texts = [[column[row] for row in sorting.tolist()] for column in texts]
     starts = np.searchsorted(ranks[sorting], np.arange(len(prefixes) + 1)).tolist()
-    content, width = rows.tobytes(), where.layout.row_bytes
-    events, edges = rows[:, EVENT].tolist(), chunk_edges(rows[:, EVENT])
+    texts = [[column[row] for row in sorting.tolist()] for column in texts]
+    rows = rows[sorting]
+    prefixes = [prefixes[entity] for entity in by_prefix]
+    return Runs(prefixes, starts, rows[:, EVENT].tolist(), rows.tobytes(), texts)
+
+
+def few_runs(where: Place, coming: Coming, living: Sequence[bool]) -> Runs | None:
+    """The same as `many_runs`, row by row."""
+    keys = list(zip(*(coming.keys[name] for name in where.grouping.keys), strict=True))
+    chosen = [row for row, (there, key) in enumerate(zip(living, keys, strict=True)) if there and None not in key]  # fmt: skip
+    if not chosen:
+        return None
+    families = where.layout.words.families
+    inputs = [coming.rows.values(f"input_{number}") for number in where.inputs]
+    words = list(zip(*([word_of(family, value) for value in column] for family, column in zip(families, inputs, strict=True)), strict=True))  # fmt: skip
+    found: list[tuple[bytes, tuple[int, int, int, int], int]] = []
+    for row in chosen:
+        version, available, tie, _, event = coming.heads[row]
+        assert event is not None
+        found.append((entity_prefix(where.prefix, keys[row]), (event, available, version, tie), row))
+    found.sort()
+    rows_of = Counter(prefix for prefix, *_ in found)
+    return Runs(
+        list(rows_of),
+        [0, *itertools.accumulate(rows_of.values())],
+        [order[0] for _, order, _ in found],
+        b"".join(where.layout.row(order, words[row]) for _, order, row in found),
+        [[inputs[number][row] for *_, row in found] for number in where.layout.texts],
+    )
+
+
+def _insert_all(chunks: Chunks, most: int, where: Place, runs: Runs, floor: int) -> None:
+    """Insert rows, entity by entity."""
+    layout, width = where.layout, where.layout.row_bytes
+    edges = chunk_edges(np.array(runs.events))
     puts: list[tuple[bytes, bytes]] = []
-    for number, entity in enumerate(by_prefix):
-        start, stop = starts[number], starts[number + 1]
-        prefix = prefixes[entity]
+    for prefix, (start, stop) in zip(runs.prefixes, itertools.pairwise(runs.starts), strict=True):
+        mine = runs.content[start * width : stop * width]
         found = chunks.at(prefix, prefix + edges[8 * start : 8 * start + 8])
         following = found[2] if found is not None else chunks.first(prefix)
-        if following is None or events[stop - 1] < start_of(following):
-            mine = content[start * width : stop * width]
-            more = where.layout.appended(found[1] if found is not None else NO_ROWS, mine, most)
+        if following is None or runs.events[stop - 1] < start_of(following):
+            more = layout.appended(found[1] if found is not None else NO_ROWS, mine, most)
             if more is not None:
                 puts.append((found[0] if found is not None else chunk_key(prefix), more))
                 continue
-        _insert(
-            chunks, most, where, prefix, rows[start:stop], [column[start:stop] for column in texts], floor
-        )
+        rows = np.frombuffer(mine, np.int64).reshape(-1, layout.words.width)
+        _insert(chunks, most, where, prefix, rows, [column[start:stop] for column in runs.texts], floor)
     chunks.put_all(puts)
 
 
