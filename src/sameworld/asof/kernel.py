@@ -237,6 +237,7 @@ def slide(
 TURN = np.int64(0x7FFFFFFFFFFFFFFF)
 _BITS = 4
 _BLOCK = 1 << _BITS
+_LEAST_KEY = np.int64(-(2**63))
 
 
 @compiled()
@@ -268,17 +269,17 @@ def _scan(
     level: int, low: int, high: int, first: int, words: NDArray[np.int64], turn: int, flip: int, there: NDArray[np.uint8],
     begins: NDArray[np.int64], best: NDArray[np.int64], some: NDArray[np.uint8], found: int, key: int,
 ) -> tuple[int, int]:  # fmt: skip
-    """Take the greatest key of blocks low to high - 1 of a level into (found, key)."""
+    """Take the greatest key of blocks low to high - 1 of a level into (found, key); where there is none, that is the least key there can be."""
+    # Without a branch for what is not there, which the processor could not foresee.
     if level == 0:
         for i in range(low, high):
-            if there[i] != 0:
-                own = key_of(words[first + i], turn) ^ flip
-                if found == 0 or own > key:
-                    found, key = 1, own
+            own = key_of(words[first + i], turn) ^ flip
+            key = max(key, own if there[i] != 0 else _LEAST_KEY)
+            found |= there[i]
     else:
         for i in range(begins[level] + low, begins[level] + high):
-            if some[i] != 0 and (found == 0 or best[i] > key):
-                found, key = 1, best[i]
+            key = max(key, best[i])
+            found |= some[i]
     return found, key
 
 
@@ -288,7 +289,7 @@ def _greatest(
     begins: NDArray[np.int64], best: NDArray[np.int64], some: NDArray[np.uint8],
 ) -> tuple[int, int]:  # fmt: skip
     """Give whether there is a row among ranks low to high - 1, and the greatest key."""
-    found, key, level = 0, 0, 0
+    found, key, level = 0, _LEAST_KEY, 0
     while low < high:
         whole_low, whole_high = (low + _BLOCK - 1) >> _BITS, high >> _BITS
         if whole_low >= whole_high:
@@ -316,7 +317,7 @@ def _raise(
         for block in range(blocks):
             low, high = block << _BITS, min((block + 1) << _BITS, size)
             found, key = _scan(
-                level - 1, low, high, first, words, turn, flip, there, begins, best, some, 0, np.int64(0)
+                level - 1, low, high, first, words, turn, flip, there, begins, best, some, 0, _LEAST_KEY
             )
             some[begins[level] + block] = found
             best[begins[level] + block] = key
@@ -334,7 +335,7 @@ def _lower(
     while size > 1:
         low, high = block << _BITS, min((block + 1) << _BITS, size)
         found, key = _scan(
-            level - 1, low, high, first, words, turn, flip, there, begins, best, some, 0, np.int64(0)
+            level - 1, low, high, first, words, turn, flip, there, begins, best, some, 0, _LEAST_KEY
         )
         size = (size + _BLOCK - 1) >> _BITS
         at = begins[level] + block

@@ -79,10 +79,12 @@ class InOrder:
 
     Args:
         order: shape (moments,), which moment comes where.
+        back: shape (moments,), where each moment comes.
         starts: shape (entities + 2,), where each entity's begin; those of no entity come before the first.
     """
 
     order: NDArray[np.int64]
+    back: NDArray[np.int64]
     starts: NDArray[np.int64]
 
 
@@ -96,7 +98,10 @@ def in_order(
         entities: how many there are.
         as_of, at, run: as in `values_at`.
     """
-    return InOrder(*sorted_order(codes + 1, entities + 1, (as_of, at), run))
+    order, starts = sorted_order(codes + 1, entities + 1, (as_of, at), run)
+    back = np.empty_like(order)
+    back[order] = np.arange(order.shape[0])
+    return InOrder(order, back, starts)
 
 
 def values_at(
@@ -142,9 +147,7 @@ def values_at(
     asked = np.flatnonzero(np.diff(starts[np.concatenate([[0], cuts[1:] + 1])])).tolist()
     found = [some for made in run.each(part, asked or [0]) for some in made]
     parts.close()
-    back = np.empty_like(order)
-    back[order] = np.arange(order.shape[0])
-    places = pa.array(back)
+    places = pa.array(moments.back)
 
     def column(name: str) -> pa.Array:
         return pa.concat_arrays([some.pop(name) for some in found]).take(places)

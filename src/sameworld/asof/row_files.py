@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import BEGINNING, NEVER
 from sameworld.asof.columns import NO_WORDS, InputColumn
+from sameworld.asof.moments import InOrder
 from sameworld.asof.order import NO_KEY
 from sameworld.asof.parts import Words
 from sameworld.asof.prepared import Sorted
@@ -111,22 +112,40 @@ def writing_words(folder: Path, parts: Iterable[Words]) -> Iterator[Words]:
     files.close()
 
 
-def write_words(folder: Path, columns: Words) -> None:
-    """Write columns as they are."""
+def read_words(folder: Path) -> Words:
+    """Give columns as `writing_words` wrote them, mapped into memory."""
+    return _mapped_columns(folder)[0]
+
+
+def write_order(folder: Path, moments: InOrder) -> None:
+    """Write which moments are whose."""
     files = _Files(folder)
-    for name, column in columns.items():
+    for name, column in vars(moments).items():
         files.add(name, column)
     files.close()
 
 
-def read_words(folder: Path) -> Words:
-    """Give columns as `write_words` or `writing_words` wrote them, mapped into memory."""
-    return _mapped_columns(folder)[0]
+def read_order(folder: Path) -> InOrder:
+    """Give what `write_order` wrote, mapped into memory.
+
+    Raises:
+        OSError: something else has written to the files.
+    """
+    made = InOrder(**_mapped_columns(folder)[0])
+    for places in (made.order, made.back):
+        _check(folder, places.min(initial=0) >= 0 and places.max(initial=0) < max(places.shape[0], 1))
+    _check_starts(folder, made.starts, made.order.shape[0])
+    return made
 
 
 def read(folder: Path) -> Sorted:
-    """Give sorted rows as they were written, without inputs; the arrays are the files, mapped into memory."""
+    """Give sorted rows as they were written, without inputs; the arrays are the files, mapped into memory.
+
+    Raises:
+        OSError: something else has written to the files.
+    """
     columns = _mapped_columns(folder)[0]
+    _check_starts(folder, columns["starts"], columns["row"].shape[0])
     rows = SortedRows(
         columns["starts"], columns["event"], columns["available"], columns.get("superseded", NO_KEY), []
     )
@@ -157,3 +176,13 @@ def _read_texts(path: Path) -> pa.Array:
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all()
     return table["text"].combine_chunks() if table.num_rows else pa.array([], pa.string())
+
+
+def _check_starts(folder: Path, starts: NDArray[np.int64], rows: int) -> None:
+    _check(folder, starts[0] == 0 and starts[-1] == rows and bool((np.diff(starts) >= 0).all()))
+
+
+def _check(folder: Path, whole: bool) -> None:
+    """See to it that the kernel, which trusts such numbers, stays within its arrays."""
+    if not whole:
+        raise OSError(f"{folder} was written to by something else; delete it")

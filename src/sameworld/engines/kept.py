@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import mmap
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,9 @@ from sameworld.definitions.hashing import content_hash
 from sameworld.engines.cache import Cache
 from sameworld.engines.contents import content_of
 from sameworld.engines.interface import Asked, Change, Rows
-from sameworld.engines.kept_rows import Base, KeptRows, Opened, Scans
+from sameworld.engines.kept_rows import Base, KeptRows, Opened, Scans, telling
 
+_COLUMN = "column.arrow"
 BLOCK = 1_000_000
 """Moments are kept in blocks of this many, so that more of them at the end cost only themselves."""
 
@@ -117,12 +119,13 @@ class Kept:
         for near in _runs(blocks):
             together = slice(near[0].first, near[-1].first + BLOCK)
             some = Asked(keys.slice(near[0].first, BLOCK * len(near)), asked.at[together], known[together])
-            reads = only(grouping.reads, near[0].missing)
+            missing = near[0].missing
+            reads = only(grouping.reads, missing)
             moments = [block.moments for block in near]
             for name, values in self._compute(opened, grouping, schema, some, reads, moments).items():
                 for block in near:
                     block.found[name] = values[block.first - near[0].first :][:BLOCK]
-                    self._keep_column(*block.keys[name], name, block.found[name])
+            self._keep([(block, name) for block in near for name in sorted(block.keys.keys() & missing)])
         return {
             name: blocks[0].found[name]
             if len(blocks) == 1
@@ -166,12 +169,12 @@ class Kept:
         for name, old in olds.items():
             changed = touched[~_alike(old.take(pa.array(touched)), news[name])]
             block.found[name] = _replaced(old, touched, news[name])
-            self._keep_column(*block.keys[name], name, block.found[name])
             if changed.shape[0]:
                 self.changes.append(Change(name, changed + block.first, len(old)))
                 self._say(
                     f"{changed.shape[0]:,} of {len(old):,} known values of {name} changed: rows came late"
                 )
+        self._keep([(block, name) for name in olds])
 
     def _compute(
         self,
@@ -205,24 +208,32 @@ class Kept:
         key = content_hash(parts, digits=32)
         folder = self._cache.get("order", key) if moments else None
         if folder is not None:
-            return InOrder(**row_files.read_words(folder))
+            return row_files.read_order(folder)
         codes = self._scans.codes(opened.folder / "entities.parquet", grouping, schema, asked)
         entities = opened.rows.rows.starts.shape[0] - 1
         made = in_order(codes, entities, asked.as_of, asked.at, run)
         if moments:
             title = f"{asked.at.shape[0]:,} moments of {grouping.source.name} by {', '.join(grouping.keys)}"
-            with self._cache.build("order", key, title, parts) as building:
-                row_files.write_words(building.folder, {"order": made.order, "starts": made.starts})
+            with telling(self._say), self._cache.build("order", key, title, parts) as building:
+                row_files.write_order(building.folder, made)
         return made
 
-    def _keep_column(self, key: str, parts: Mapping[str, Any], name: str, values: pa.Array) -> None:
+    def _keep(self, made: Sequence[tuple[_Block, str]]) -> None:
+        """Keep columns that were made; several at a time, since each waits for the disk."""
+        with telling(self._say), Threads(self._threads) as run:
+            for _ in run.each(self._keep_column, made):
+                pass
+
+    def _keep_column(self, made: tuple[_Block, str]) -> None:
+        block, name = made
+        key, parts = block.keys[name]
         with self._cache.build("column", key, name, parts) as building:
-            table = pa.table({"value": values})
+            batch = pa.record_batch([block.found[name]], ["value"])
             with (
-                pa.OSFile(str(building.folder / "column.arrow"), "wb") as sink,
-                pa.ipc.new_file(sink, table.schema) as writer,
+                pa.OSFile(str(building.folder / _COLUMN), "wb") as sink,
+                pa.ipc.new_stream(sink, batch.schema) as writer,
             ):
-                writer.write_table(table)
+                writer.write_batch(batch)
 
 
 _NO_INPUT = InputColumn(None, NO_WORDS, np.zeros(0, np.uint8))
@@ -268,10 +279,14 @@ def _digest(asked: Asked) -> str:
 
 
 def _read_column(folder: Path) -> pa.Array | None:
+    """Give a column as it lies in its file: one that nobody looks at is not read."""
     try:
-        with pa.memory_map(str(folder / "column.arrow")) as source:
-            column = pa.ipc.open_file(source).read_all()["value"]
-    except (OSError, pa.ArrowInvalid):
+        with (folder / _COLUMN).open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # Only the first page is looked at here; what a disk reads ahead by itself would be all of it.
+        mapped.madvise(mmap.MADV_RANDOM)
+        column = pa.ipc.open_stream(pa.py_buffer(mapped)).read_next_batch().column(0)
+        mapped.madvise(mmap.MADV_NORMAL)
+    except (OSError, ValueError, StopIteration):  # Arrow's errors are among these
         return None
-    # As it lies in the file: a column that nobody looks at is not read.
-    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+    return column

@@ -6,8 +6,8 @@ import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -259,7 +259,10 @@ class KeptRows:
         items = [grouping.inputs[number] for number in numbers]
         keys = [_input_key(opened.key, item) for item in items]
         folders = [self._cache.get("input", key) for key, _, _ in keys]
-        missing = [place for place, folder in enumerate(folders) if folder is None]
+        made = {
+            place: row_files.read_input(folder) for place, folder in enumerate(folders) if folder is not None
+        }
+        missing = [place for place in range(len(items)) if place not in made]
         if missing:
             self._say(f"reading {', '.join(keys[place][1] for place in missing)} of {grouping.source.name}")
             together = max(MOST_BYTES // (_BYTES_A_VALUE * max(opened.rows.row.shape[0], 1)), 1)
@@ -267,10 +270,14 @@ class KeptRows:
                 places = missing[first : first + together]
                 read = self._read(opened, grouping, schema, [items[place] for place in places])
                 for place, column in zip(places, read, strict=True):
-                    with self._cache.build("input", *keys[place]) as building:
-                        row_files.write_input(building.folder, column)
-                    folders[place] = building.path
-        return [row_files.read_input(folder) for folder in folders if folder is not None]
+                    made[place] = column
+                    with telling(self._say):
+                        with self._cache.build("input", *keys[place]) as building:
+                            row_files.write_input(building.folder, column)
+                        made[place] = row_files.read_input(
+                            building.path
+                        )  # mapped, so that memory is not held
+        return [made[place] for place in range(len(items))]
 
     def _read(
         self, opened: Opened, grouping: Grouping, schema: Schema, items: Sequence[Input]
@@ -334,6 +341,15 @@ class KeptRows:
             return None
         row = row_files.read(rows).row
         return [(row, row_files.read_input(folder)) for folder in folders if folder is not None]
+
+
+@contextmanager
+def telling(say: Callable[[str], None]) -> Generator[None]:
+    """Where something cannot be kept, tell it and go on: what was made is there all the same."""
+    try:
+        yield
+    except OSError as error:
+        say(f"not kept: {error}")
 
 
 def _merged(
