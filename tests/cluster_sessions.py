@@ -53,19 +53,25 @@ def dask_client() -> Any:
         return local_client(2)
 
 
-def cluster_engine_in(name: str, partitions: int = 3) -> Callable[[Path], Engine]:
+def cluster_engine_in(name: str, partitions: int = 3, **options: Any) -> Callable[[Path], Engine]:
     """Give a function: folder -> an engine of that name."""
     match name:
         case "spark":
             from sameworld.engines.spark import spark_engine
 
-            return lambda folder: spark_engine(spark_session(), folder, partitions=partitions)
+            return lambda folder: spark_engine(spark_session(), folder, partitions=partitions, **options)
         case "ray":
             from sameworld.engines.ray import ray_engine
 
             ray_session()
-            return lambda folder: ray_engine(folder=folder, partitions=partitions)
+            return lambda folder: ray_engine(folder=folder, partitions=partitions, **options)
+        case "dask by its shuffle":
+            from sameworld.engines.cluster import ClusterEngine
+            from sameworld.engines.dask import DaskFlow
+
+            flow = DaskFlow(dask_client(), most_pieces=0)
+            return lambda folder: ClusterEngine(flow, folder, partitions=partitions, **options)
         case _:
             from sameworld.engines.dask import dask_engine
 
-            return lambda folder: dask_engine(dask_client(), folder, partitions=partitions)
+            return lambda folder: dask_engine(dask_client(), folder, partitions=partitions, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -232,20 +233,24 @@ def check_one_entity(engine: Engine) -> None:
     ]
 
 
-def check_an_error_arrives_as_it_was(engine: Engine) -> None:
-    """An error of a worker is the error that one machine gives."""
-    source = sw.Source(
-        "rows",
-        pa.Table.from_pylist(HISTORIES["an integer sum beyond int64"], schema=SCHEMA),
-        event_time="e",
-        available_at="a",
-    )
+def check_an_error_arrives_as_it_was(engine_in: Callable[[Path], Engine], folder: Path) -> None:
+    """An error of a worker is the error that one machine gives, whatever else is asked for together with it."""
+    rows = pa.Table.from_pylist(HISTORIES["an integer sum beyond int64"], schema=SCHEMA)
+    source = sw.Source("rows", rows, event_time="e", available_at="a")
+    at = pa.array([4] * 40, pa.timestamp("us", tz="UTC"))
+    asks = sw.Moments(pa.table({"k1": [f"{i}" for i in range(39)] + ["a"], "at": at}), at="at")
+    features = {"count": source.by("k1").count(), "sum": source.by("k1").sum("n")}
     said: list[str] = []
-    for one in (DuckDBEngine(threads=1), engine):
-        with pytest.raises(AsOfError, match="does not fit 64 bits") as raised:
-            ask(one, [source.by("k1").sum("n")], asked_for([(("a", None, None), 4, 4)]))
-        said.append(str(raised.value))
-    assert said[0] == said[1]
+    for number, engine in enumerate((DuckDBEngine(folder, threads=1), engine_in(folder))):
+        for call, options in (
+            (sw.training_set, {}),
+            (sw.write_training_set, {"to": folder / f"set-{number}"}),
+        ):
+            with pytest.raises(AsOfError, match="does not fit 64 bits") as raised:
+                call(features, moments=asks, engine=engine, folder=folder, **options)
+            # A worker knows its moments by their places among those of its partition.
+            said.append(re.sub("moment [0-9]+", "a moment", str(raised.value)))
+    assert len(set(said)) == 1, said
 
 
 WORLD = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -149,6 +150,19 @@ for name, library in (("spark", "pyspark"), ("ray", "ray"), ("dask", "dask")):
         assert f"pip install 'sameworld[{name}]'" in done.stdout
 
 
+def test_what_an_engine_cannot_be_told_is_an_error_that_says_so(cluster: str) -> None:
+    cluster_engine_in(cluster)(Path())  # what is started is the tests' own
+    made = importlib.import_module(f"sameworld.engines.{cluster}")
+    engine = getattr(made, f"{cluster}_engine")
+
+    with pytest.raises(sw.SameworldError, match=rf"(?s)This is no .*pathlib.*do: {cluster}_engine\("):
+        engine(Path("folder"))
+    with pytest.raises(sw.SameworldError, match=r"no option 'partition'(?s:.*)nearest: partitions"):
+        engine(partition=3)
+    with pytest.raises(sw.SameworldError, match="at least one partition"):
+        engine(partitions=0)
+
+
 def make_deadly_world(folder: Path, kill: str) -> tuple[Path, Path]:
     """Give a world whose function kills, once, somebody other than this process, and the file that says that it has."""
     path, flag = make_world(folder), folder / "killed"
@@ -165,6 +179,7 @@ def make_deadly_world(folder: Path, kill: str) -> tuple[Path, Path]:
 OPTIONS: dict[str, Any] = {"as_of": AS_OF, "rows_a_file": 16}
 
 
+@pytest.mark.parametrize("cluster", [*CLUSTERS, "dask by its shuffle"])
 def test_a_worker_that_is_killed_changes_nothing(cluster: str, tmp_path: Path) -> None:
     path, killed = make_deadly_world(
         tmp_path, "open(FLAG, 'w').close(); os.kill(os.getpid(), signal.SIGKILL)"
@@ -210,3 +225,39 @@ def test_an_executor_that_is_killed_changes_nothing(tmp_path: Path) -> None:
     assert killed.exists()
     assert "Lost executor" in done.stderr
     assert bytes_of(tmp_path / "other") == bytes_of(tmp_path / "one")
+
+
+def test_moments_that_are_a_table_of_a_cluster_are_numbered_once(cluster: str, tmp_path: Path) -> None:
+    model = load_world(make_world(tmp_path)).model("pages")
+    folder = tmp_path / "asks"
+    folder.mkdir()
+    asks = pq.read_table(tmp_path / "asks.parquet")
+    for number in range(3):
+        pq.write_table(asks.slice(25 * number, 25), folder / f"{number}.parquet")
+    (own,) = tables_of(cluster, [folder])
+    said: list[str] = []
+    engine = cluster_engine_in(cluster, say=said.append)(tmp_path)
+    moments = sw.Moments(own, at="asked_at", timezone="UTC")
+    to = tmp_path / "set"
+
+    def write() -> sw.Written:
+        said.clear()
+        return sw.write_training_set(model, moments=moments, to=to, engine=engine, folder=tmp_path, **OPTIONS)
+
+    def rows() -> list[str]:
+        table = pq.read_table(to, partitioning=None)
+        assert table["__moment"].to_pylist() == list(range(70))
+        return sorted(str(row) for row in table.drop_columns(["__moment"]).to_pylist())
+
+    written = write()
+    assert (written.rows, written.parts, written.kept) == (70, 5, 0)
+    expected = sw.training_set(model, engine="duckdb", cache=False, folder=tmp_path, as_of=AS_OF)
+    assert rows() == sorted(str(row) for row in expected.to_pylist())
+    assert not [line for line in said if "driver" in line and "moments" in line]
+    assert not list(to.glob(".moments*"))
+
+    # What is whole is left alone; where something is missing, nothing is known of the numbers that its moments had.
+    assert (write().kept, said[1:]) == (5, [])
+    (to / "part-000003.parquet").unlink()
+    assert write().kept == 0
+    assert rows() == sorted(str(row) for row in expected.to_pylist())

@@ -53,8 +53,8 @@ def test_more_partitions_than_entities_are_empty_ones(engine: Engine) -> None:
     conformance.check_one_entity(engine)
 
 
-def test_an_error_in_a_worker_arrives_as_it_was(engine: Engine) -> None:
-    conformance.check_an_error_arrives_as_it_was(engine)
+def test_an_error_in_a_worker_arrives_as_it_was(engine_in: EngineIn, tmp_path: Path) -> None:
+    conformance.check_an_error_arrives_as_it_was(engine_in, tmp_path)
 
 
 def test_a_training_set_has_the_same_values_schema_fingerprint_and_files(

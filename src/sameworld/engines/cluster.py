@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, TypeVar, Unpack
 
 import msgspec
 import numpy as np
@@ -36,7 +36,7 @@ from sameworld.engines.blobs import (
     unpacked,
 )
 from sameworld.engines.cache import Cache
-from sameworld.engines.duckdb import DuckDBEngine, is_csv, on_clocks
+from sameworld.engines.duckdb import DuckDBEngine, exactly, is_csv, on_clocks
 from sameworld.engines.interface import Ask, Asked, MomentTable, Rows
 from sameworld.engines.kept_parts import KIND, Keep, key_of, sweep
 from sameworld.engines.kept_rows import code, named_content
@@ -53,7 +53,9 @@ from sameworld.engines.reading import (
     no_rows,
     prepared_blobs,
 )
+from sameworld.engines.staged import WriteMoments, staged
 from sameworld.engines.worker import Answer, Finish, Live, in_order, no_answers
+from sameworld.errors import DefinitionError, nearest
 
 ROWS_A_TASK = 4_000_000
 """How many rows of a file are read by one task, at most."""
@@ -62,6 +64,7 @@ MOMENTS_A_PARTITION = 1_000_000
 """How many rows of a source and how many moments a partition has, about, where it is not said how many partitions there are."""
 MEMORY_BYTES = 1 << 30
 _FEW_FILES = 3
+Given = TypeVar("Given")
 
 
 class Flow(Protocol):
@@ -137,6 +140,34 @@ def silent(_: str) -> None:
     """Say nothing."""
 
 
+def checked(given: Any, kind: type[Given], what: str, do: str) -> Given | None:
+    """Give what an engine was told to work on, or None.
+
+    Raises:
+        DefinitionError: it is of another kind.
+    """
+    if given is not None and not isinstance(given, kind):
+        found = f"{type(given).__module__}.{type(given).__qualname__}"
+        raise DefinitionError(f"This is no {what}.", found=found, do=do)
+    return given
+
+
+class Options(TypedDict, total=False):
+    """What every cluster's engine takes.
+
+    Args:
+        partitions: how many parts a source's rows are put into; about one for every 4 million rows by default.
+        memory_bytes: how much of a partition's rows one task holds in memory; the rest waits on its machine's disk. 1 GiB by default.
+        cache: a folder that all machines share, to keep there the rows of sources that are Parquet files, in partitions of entities; without it nothing is kept.
+        say: told what is being done.
+    """
+
+    partitions: int | None
+    memory_bytes: int
+    cache: Path | None
+    say: Callable[[str], None]
+
+
 class ClusterEngine:
     """An engine that sends rows and moments to workers.
 
@@ -146,23 +177,30 @@ class ClusterEngine:
     Args:
         flow: the engine that moves them.
         folder: what relative paths in definitions start from; the same on every machine.
-        partitions: how many parts a source's rows are put into; about one for every 4 million rows by default.
-        memory_bytes: how much of a partition's rows one task holds in memory; the rest waits on its machine's disk.
-        cache: a folder that all machines share, to keep there the rows of sources that are Parquet files, in partitions of entities; without it nothing is kept.
-        say: told what is being done.
+        options: see `Options`.
+
+    Raises:
+        DefinitionError: an option is none, or cannot be.
     """
 
-    def __init__(
-        self,
-        flow: Flow,
-        folder: Path | None = None,
-        *,
-        partitions: int | None = None,
-        memory_bytes: int = MEMORY_BYTES,
-        cache: Path | None = None,
-        say: Callable[[str], None] = silent,
-    ) -> None:
-        self._flow, self._partitions, self._memory, self._say = flow, partitions, memory_bytes, say
+    def __init__(self, flow: Flow, folder: Path | None = None, **options: Unpack[Options]) -> None:
+        known, wrong = Options.__annotations__, options.get("partitions")
+        for name in options:
+            if name not in known:
+                flow.close()
+                raise DefinitionError(
+                    f"A cluster's engine has no option {name!r}.",
+                    expected=f"nearest: {nearest(name, known)}",
+                    do="correct the name.",
+                )
+        if wrong is not None and wrong < 1:
+            flow.close()
+            raise DefinitionError(
+                "There is at least one partition.", found=f"partitions={wrong}", do="give more, or none."
+            )
+        self._flow, self._partitions = flow, options.get("partitions")
+        self._memory, self._say = options.get("memory_bytes", MEMORY_BYTES), options.get("say", silent)
+        cache = options.get("cache")
         self._cache = None if cache is None else Cache(cache.resolve())
         # Workers need not be where the driver is.
         self._driver = DuckDBEngine((folder or Path()).resolve())
@@ -208,6 +246,30 @@ class ClusterEngine:
     def _arrow(self, data: Any) -> Any:
         return self._flow.table(data) if self._flow.owns(data) else data
 
+    def owns(self, data: Any) -> bool:
+        """Whether data are a table of the engine's own kind."""
+        return self._flow.owns(data)
+
+    def staged(self, moments: Moments, folder: Path) -> Moments:
+        """Give moments whose data are files, for those whose data are a table of the engine's own; other moments as they are.
+
+        Args:
+            moments: the moments.
+            folder: where workers write the files; the same on every machine. Where it is already there, its files are those of the moments.
+        """
+        if not self._flow.owns(moments.data):
+            return moments
+        schema = dict(supported(self.describe(moments.data, "the moments")))
+
+        def run(making: Path) -> Iterator[str]:
+            self._say(f"writing the moments to {folder}")
+            wrote = self._flow.batches(moments.data, list(schema), self._stage(WriteMoments(making, schema)))
+            return (json.loads(data.to_pybytes()) for _, data in _checked(self._flow.collected(wrote)))
+
+        return msgspec.structs.replace(
+            moments, data=f"{exactly(staged(folder.resolve(), schema, run))}/*.parquet"
+        )
+
     def aggregates(
         self,
         groupings: Sequence[Grouping],
@@ -248,7 +310,7 @@ class ClusterEngine:
     ) -> tuple[int, list[bytes]]:
         """Have workers answer what is asked at all moments, and finish so many of them together.
 
-        Moments are numbered as they lie in their files. The driver sees nothing of them where they are Parquet files.
+        Moments are numbered as they lie in their files. The driver sees nothing of them where they are Parquet files; those of the engine's own table become such by `staged`.
 
         Args:
             asks: what is read.
@@ -293,7 +355,11 @@ class ClusterEngine:
             answers = self._flow.shuffled(prepared, _parts(questions), answer)
             together = self._flow.union([*finishing, *given, answers])
             told = self._flow.collected(self._flow.shuffled(together, parts, self._stage(last)))
-            return count, [data.to_pybytes() for _, data in _checked(told)]
+            finished = [data.to_pybytes() for _, data in _checked(told)]
+        assert len(finished) == len(set(range(parts)) - set(skip)), (
+            "every part is finished, or there is an error"
+        )
+        return count, finished
 
     def _moments(
         self,

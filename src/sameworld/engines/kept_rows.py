@@ -450,12 +450,12 @@ def _about(base: Entry) -> dict[str, Any]:
     }
 
 
-@functools.cache
 def named_content(file: Path, digest: str) -> str:
     """Give what is in a file, the columns included that its folders name (`day=2026-01-31`)."""
     return " ".join([digest, *(part for part in file.parts[:-1] if "=" in part)])
 
 
+@functools.cache
 def code() -> str:
     """A hash of the code that gives values their meaning (between releases the version says nothing), and of what its results depend on besides."""
     state = hashlib.blake2b(digest_size=16)

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pyarrow as pa
 
 from sameworld.engines.blobs import BLOBS, Blobs, Stage, dealt, in_parts
-from sameworld.engines.cluster import MEMORY_BYTES, ClusterEngine, pickled_by_value, silent
+from sameworld.engines.cluster import ClusterEngine, Options, checked, pickled_by_value
 from sameworld.engines.reading import duckdb_types
 from sameworld.errors import DefinitionError
 
@@ -34,26 +34,21 @@ _GIVEN_BYTES = 64 << 20
 def ray_engine(
     address: str | None = None,
     folder: Path | None = None,
-    *,
-    partitions: int | None = None,
-    memory_bytes: int = MEMORY_BYTES,
-    cache: Path | None = None,
-    say: Callable[[str], None] = silent,
+    **options: Unpack[Options],
 ) -> ClusterEngine:
     """Give an engine that works on Ray.
 
     Args:
         address: of a cluster, as `ray.init` takes it ("auto", "ray://head:10001"); it is left as it is in the end. Without one, the cluster that this process is
             connected to, or that RAY_ADDRESS names, or a local one that is stopped in the end.
-        folder, partitions, memory_bytes, cache, say: as for `ClusterEngine`.
+        folder: as for `ClusterEngine`.
+        options: see `Options`.
     """
-    own = not ray.is_initialized()
-    address = address or os.environ.get("RAY_ADDRESS")
+    own, do = not ray.is_initialized(), 'ray_engine("ray://head:10001", folder).'
+    address = checked(address, str, "address of a Ray cluster", do) or os.environ.get("RAY_ADDRESS")
     if own:
         local_ray() if address is None else ray.init(address)
-    return ClusterEngine(
-        RayFlow(own=own), folder, partitions=partitions, memory_bytes=memory_bytes, cache=cache, say=say
-    )
+    return ClusterEngine(RayFlow(own=own), folder, **options)
 
 
 @dataclass(frozen=True)

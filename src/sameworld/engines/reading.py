@@ -65,7 +65,7 @@ class Slice:
 
     def sql(self, schema: Schema) -> str:
         """Give the text to select them from, in the types of the pinned schema; `__moment` is their number among all files' rows."""
-        columns = f"{_typed(schema)}, file_row_number + {self.offset} AS __moment"
+        columns = f"{typed(schema)}, file_row_number + {self.offset} AS __moment"
         # A hive column's text is cast as the column of all files was, whatever this file's alone would look like.
         file = f"read_parquet([{literal(exactly(self.path))}], file_row_number = true, hive_types_autocast = false)"
         some = f"file_row_number >= {self.first} AND file_row_number < {self.last}"
@@ -115,16 +115,16 @@ class PrepareBatches:
     cutover: int | None
 
     def __call__(self, batches: Blobs) -> Blobs:
-        reader = _reader(batches)
+        reader = reader_of(batches)
         if reader is None:
             return
         with connected() as con:
             con.register("raw", reader)
-            relation = f"(SELECT {_typed(self.question.schema)} FROM raw)"
+            relation = f"(SELECT {typed(self.question.schema)} FROM raw)"
             yield from prepared_blobs(con, self.question, relation, "a table", cutover=self.cutover)
 
 
-def _reader(batches: Blobs) -> pa.RecordBatchReader | None:
+def reader_of(batches: Iterator[pa.RecordBatch]) -> pa.RecordBatchReader | None:
     """Give batches as DuckDB reads them; None when there is none, which says no schema either."""
     first = next(batches, None)
     if first is None:
@@ -191,7 +191,8 @@ def _unreadable(what: str, where: str, error: Exception) -> Exception:
     )
 
 
-def _typed(schema: Schema) -> str:
+def typed(schema: Schema) -> str:
+    """Give the text to select the columns of a schema in its types."""
     return ", ".join(f"{quoted(name)}::{kind} AS {quoted(name)}" for name, kind in schema.items())
 
 
@@ -277,12 +278,12 @@ class Sums:
     schema: dict[str, str]
 
     def __call__(self, batches: Blobs) -> Blobs:
-        reader = _reader(batches)
+        reader = reader_of(batches)
         if reader is None:
             return
         with connected() as con:
             con.register("raw", reader)
-            found = con.execute(sums_sql(f"(SELECT {_typed(self.schema)} FROM raw)")).fetchall()[0]
+            found = con.execute(sums_sql(f"(SELECT {typed(self.schema)} FROM raw)")).fetchall()[0]
         yield blob(0, ROWS, json.dumps(found).encode())
 
 

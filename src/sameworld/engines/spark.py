@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pyarrow as pa
 
 from sameworld.engines.blobs import Blobs, Stage
-from sameworld.engines.cluster import MEMORY_BYTES, ClusterEngine, pickled_by_value, silent
+from sameworld.engines.cluster import ClusterEngine, Options, checked, pickled_by_value
 from sameworld.errors import DataError, DefinitionError
 
 try:
@@ -47,21 +47,19 @@ _DUCKDB: dict[type[kinds.DataType], str] = {
 def spark_engine(
     session: SparkSession | None = None,
     folder: Path | None = None,
-    *,
-    partitions: int | None = None,
-    memory_bytes: int = MEMORY_BYTES,
-    cache: Path | None = None,
-    say: Callable[[str], None] = silent,
+    **options: Unpack[Options],
 ) -> ClusterEngine:
     """Give an engine that works on Spark.
 
     Args:
         session: yours; it is not stopped. Without one, that of this process, or a local one that is stopped in the end.
-        folder, partitions, memory_bytes, cache, say: as for `ClusterEngine`.
+        folder: as for `ClusterEngine`.
+        options: see `Options`.
     """
-    active = session or SparkSession.getActiveSession()
+    do = "spark_engine(session, folder); the session is one of Spark's own, not of Spark Connect."
+    active = checked(session, SparkSession, "Spark session", do) or SparkSession.getActiveSession()
     flow = SparkFlow(active or local_session(), own=active is None)
-    return ClusterEngine(flow, folder, partitions=partitions, memory_bytes=memory_bytes, cache=cache, say=say)
+    return ClusterEngine(flow, folder, **options)
 
 
 class SparkFlow:

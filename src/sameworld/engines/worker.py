@@ -169,8 +169,10 @@ class Finish:
                     yield blob(0, ERROR, data.to_pybytes())
                 else:
                     known.setdefault(kind, []).append(unpacked(data))
-            # Without moments there are only errors.
-            if MOMENTS in known and all(FIRST_ANSWER + q.number in known for q in self.questions):
+            needed = [MOMENTS, *(FIRST_ANSWER + question.number for question in self.questions)]
+            counts = {sum(batch.num_rows for batch in known.get(kind, ())) for kind in needed}
+            # Where an error has gone elsewhere, something is missing here.
+            if MOMENTS in known and len(counts) == 1:
                 yield blob(part, ROWS, self._finished(part, known))
 
     def _finished(self, part: int, known: dict[int, list[pa.RecordBatch]]) -> bytes:

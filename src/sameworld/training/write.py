@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,8 @@ from sameworld.engines.cache import cache_folder
 from sameworld.engines.cluster import ClusterEngine
 from sameworld.engines.interface import Engine, World
 from sameworld.engines.named import EngineName, opened_engine
-from sameworld.errors import DefinitionError, TrainingError
+from sameworld.engines.staged import drop
+from sameworld.errors import DataError, DefinitionError, TrainingError
 from sameworld.training.batches import ROWS, Parts, Progress, unseen
 from sameworld.training.fingerprint import Fingerprint, Seen, changes
 from sameworld.training.moments import moment_batches
@@ -29,6 +30,7 @@ from sameworld.training.training_set import Plan, Say, asked_for, planned, silen
 from sameworld.training.write_part import WritePart, Wrote, check_alike
 
 MANIFEST = "_training_set.json"
+_MOMENTS = ".moments-"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,6 +149,8 @@ def write_training_set(
         for path in files_in(to) - done.files:
             path.unlink()
         seen.check()
+        for moments_there in to.glob(f"{_MOMENTS}*"):
+            drop(moments_there)
         _write_manifest(to, msgspec.structs.replace(now, complete=True, rows=done.rows, parts=done.parts))
         progress(done.rows, done.rows)
     return Written(to, done.rows, done.parts, done.kept, made_of, time.perf_counter() - clock)
@@ -213,12 +217,23 @@ class _Todo:
         there = {
             number: (rows, files) for number, rows, files in parts_in(self.to, self.made_of, self.rows_a_file)
         }
+        total, known = self.seen.moments.rows, sum(rows for rows, _ in there.values())
+        if there and known == total:
+            return self._done(known, (), there)
+        moments, staged = self.plan.moments, self.to / f"{_MOMENTS}{self.made_of.content}"
+        if engine.owns(moments.data):
+            if not staged.exists():
+                # They may come in another order than they did when the parts that are there were numbered.
+                for path in files_in(self.to):
+                    path.unlink()
+                there = {}
+            moments = engine.staged(moments, staged)
         self.begin()
         worker = WritePart.of(self.plan, self.made_of, self.to, self.rows_a_file, self.partition_by)
         rows, told = engine.finish(
             self.plan.reads,
             self.plan.schemas,
-            self.plan.moments,
+            moments,
             worker.read,
             worker,
             rows=self.plan.rows,
@@ -227,6 +242,16 @@ class _Todo:
             functions=worker.functions,
         )
         written = check_alike([msgspec.json.decode(one, type=Wrote) for one in told])
+        if total not in (None, rows):
+            raise DataError(
+                "The moments change while they are read.",
+                expected=f"{total:,} of them, as when the run began",
+                found=f"{rows:,}",
+                do="write them to files first.",
+            )
+        return self._done(rows, written, there)
+
+    def _done(self, rows: int, written: Sequence[Wrote], there: Mapping[int, tuple[int, set[Path]]]) -> _Done:
         files = {self.to / name for one in written for name in one.files}
         files.update(path for _, kept in there.values() for path in kept)
         return _Done(rows, len(written) + len(there), len(there), files)
