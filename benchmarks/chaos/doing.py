@@ -33,11 +33,12 @@ class Note(NamedTuple):
 
 
 class Slow(NamedTuple):
-    """A late answer: when its request was sent, how long it took, both in seconds, and its id."""
+    """A late answer: when its request was sent, how long it took, its id, and for how long of it the load's own process waited for a processor; in seconds."""
 
     started: float
     seconds: float
     id: str
+    waited: float
 
 
 def notes(folder: Path) -> dict[str, list[Note]]:
@@ -53,7 +54,7 @@ def notes(folder: Path) -> dict[str, list[Note]]:
 
 def doing(slow: Slow, notes: dict[str, list[Note]]) -> Counter[str]:
     """Give the seconds that a late answer's worker has spent on what, from when its request was sent until it was answered."""
-    spent: Counter[str] = Counter()
+    spent = Counter({"the load waiting for a processor": slow.waited})
     until = slow.started + slow.seconds
     own = notes.get(slow.id.split("-")[1], []) if slow.id else []
     for before, note in pairwise(own):

@@ -6,6 +6,7 @@ Run as `python -m benchmarks.chaos.load PORT CONNECTIONS REQUESTS RATE SEED OUT`
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sys
 import time
@@ -40,7 +41,7 @@ class Outcome(msgspec.Struct):
         acknowledged: the keys of acknowledged events.
         refused: why events were not taken at first -> how often; they are sent again until they are.
         cut: when each request that had no answer yet lost its connection, and how long it had been waiting.
-        slow: when, how long and with which id, of answers that took longer than the deadline.
+        slow: of answers that took longer than the deadline: when, how long, with which id, and for how long of it this process itself waited for a processor.
     """
 
     started: bytes = b""
@@ -52,7 +53,7 @@ class Outcome(msgspec.Struct):
     acknowledged: list[str] = []
     refused: dict[str, int] = {}
     cut: list[tuple[float, float]] = []
-    slow: list[tuple[float, float, str]] = []
+    slow: list[tuple[float, float, str, float]] = []
 
 
 class Load:
@@ -67,6 +68,7 @@ class Load:
         self._events = 0
         self._started = array("d")
         self._seconds = array("d")
+        self._scheduled = os.open("/proc/self/schedstat", os.O_RDONLY) if sys.platform == "linux" else -1
         self.outcome = Outcome()
 
     async def run(self, connections: int) -> Outcome:
@@ -85,7 +87,7 @@ class Load:
             due = max(due + pause, time.perf_counter() - pause)
             message, model, key = self._next()
             while True:
-                started = time.monotonic()
+                started, waited = time.monotonic(), self._waited()
                 try:
                     if open_ is None:
                         _, open_ = await loop.create_connection(_Connection, "127.0.0.1", self._port)
@@ -105,7 +107,7 @@ class Load:
             if closing:
                 open_.close()
                 open_ = None
-            self._note(model, key, status, body, started, time.monotonic() - started)
+            self._note(model, key, status, body, started, time.monotonic() - started, waited)
         if open_ is not None:
             open_.close()
 
@@ -124,7 +126,13 @@ class Load:
         fields = {"user": f"u{number % 50}", "shop": f"s{number % 5}", "basket": number % 89 + 0.25}
         return _message(f"/v1/models/{model}/predict", {"request": fields}), model, ""
 
-    def _note(self, model: str, key: str, status: int, body: bytes, started: float, seconds: float) -> None:
+    def _waited(self) -> float:
+        """Give the seconds that this process has waited for a processor so far."""
+        return int(os.pread(self._scheduled, 100, 0).split()[1]) / 1e9 if self._scheduled >= 0 else 0.0
+
+    def _note(
+        self, model: str, key: str, status: int, body: bytes, started: float, seconds: float, waited: float
+    ) -> None:
         outcome = self.outcome
         outcome.statuses[status] = outcome.statuses.get(status, 0) + 1
         if status != 200:
@@ -143,7 +151,7 @@ class Load:
             self._started.append(started)
             self._seconds.append(seconds)
             if seconds > DEADLINE_SECONDS:
-                outcome.slow.append((started, seconds, given["id"]))
+                outcome.slow.append((started, seconds, given["id"], self._waited() - waited))
 
 
 def _message(path: str, body: Any, key: str = "") -> bytes:
