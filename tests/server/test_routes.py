@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from driven_server import Driven, driven
 from small_world import UNTIL, SmallWorld
@@ -68,6 +70,23 @@ def test_several_requests_are_answered_in_their_order(server: Driven) -> None:
     together = server.predict({"requests": requests})[1]["predictions"]
     assert [prediction["value"] for prediction in together] == alone
     assert len({prediction["id"] for prediction in together}) == 3
+
+
+def test_a_body_with_very_many_requests_holds_up_nobody(server: Driven) -> None:
+    many = msgspec.json.encode({"requests": [GOOD | {"basket": float(number)} for number in range(4000)]})
+    path, meanwhile = "/v1/models/plain/predict", 0
+
+    async def story() -> list[Any]:
+        nonlocal meanwhile
+        asked = asyncio.create_task(server.client.request("POST", path, many))
+        while not asked.done():
+            few = await server.client.request("POST", path, msgspec.json.encode({"request": GOOD}))
+            assert few.status == 200
+            meanwhile += 1
+        return msgspec.json.decode((await asked).body)["predictions"]
+
+    assert len(server.run(story())) == 4000
+    assert meanwhile > 8  # where it is one piece of work, the second is answered after it
 
 
 def test_no_requests_get_no_predictions(server: Driven) -> None:

@@ -49,6 +49,9 @@ _MOST_READING_SECONDS = 0.25
 """Nothing else is answered while a store of several hosts is being asked."""
 ARROW = "application/vnd.apache.arrow.stream"
 """The content type of events that are no JSON."""
+_LARGE_BYTES = 1 << 16
+_PART = 200
+"""Of the requests of a large body so many are asked for before others have a turn."""
 DEADLINE = "x-deadline-ms"
 """A caller's own deadline, in milliseconds; the model's holds where it is sooner."""
 TOGETHER = "replay-together"
@@ -149,7 +152,7 @@ class Server:
         """Answer a request as the protocol has it; predictions without a task of their own."""
         path = request.path
         parts = path.split("/")
-        if len(parts) == 5 and parts[4] == "predict" and parts[:3] == ["", "v1", "models"] and request.method == "POST":  # fmt: skip
+        if len(parts) == 5 and parts[4] == "predict" and parts[:3] == ["", "v1", "models"] and request.method == "POST" and len(request.body) < _LARGE_BYTES:  # fmt: skip
             try:
                 self._answer(self._ask(parts[3], request.body, request.header), path, reply)
             except Exception as error:  # noqa: BLE001 # as in `handle`
@@ -214,7 +217,7 @@ class Server:
         try:
             match [part for part in path.split("/") if part]:
                 case ["v1", "models", model, "predict"] if method == "POST":
-                    answers = self._ask(model, await body(), header)
+                    answers = await self._ask_in_parts(model, await body(), header)
                     return 200, _JSON, predictions_body([await answer for answer in answers])
                 case ["v1", "sources", source, "events"] if method == "POST":
                     self._authorise(header("authorization"))
@@ -286,10 +289,31 @@ class Server:
 
     def _ask(self, model: str, body: bytes, header: Callable[[str], str | None]) -> list[asyncio.Future[Any]]:
         """Ask for the predictions that a body wants."""
+        _refuse_large(body)
+        ask, requests = self._wanted(model, body, header)
+        return [ask(request) for request in requests]
+
+    async def _ask_in_parts(
+        self, model: str, body: bytes, header: Callable[[str], str | None]
+    ) -> list[asyncio.Future[Any]]:
+        """Ask for the predictions that a large body wants, and let others have their turns meanwhile."""
+        _refuse_large(body)
+        if len(body) < _LARGE_BYTES:
+            return self._ask(model, body, header)
+        ask, requests = await asyncio.to_thread(self._wanted, model, body, header)
+        answers: list[asyncio.Future[Any]] = []
+        for start in range(0, len(requests), _PART):
+            answers += [ask(request) for request in requests[start : start + _PART]]
+            await asyncio.sleep(0)
+        return answers
+
+    def _wanted(
+        self, model: str, body: bytes, header: Callable[[str], str | None]
+    ) -> tuple[Callable[[Any], asyncio.Future[Any]], list[Any]]:
+        """Read a body; give what asks for one of its requests, and these."""
         served = self.portfolio.models.get(model)
         if served is None:
             raise self.portfolio.absent(model)
-        _refuse_large(body)
         requests, at = served.reader.read(body)
         if (at is not None) != self.config.replay:
             raise RequestError(
@@ -302,7 +326,7 @@ class Server:
         within = deadline_seconds(header(DEADLINE))
         together = header(TOGETHER) if at is not None else None
         expected = int(together) if together and together.isdigit() else len(requests)
-        return [self._answering.ask(served, fields, at, expected, within) for fields in requests]
+        return lambda request: self._answering.ask(served, request, at, expected, within), requests
 
     async def _events(self, source: str, header: Callable[[str], str | None], body: bytes) -> bytes:
         if source not in self._preparers:
