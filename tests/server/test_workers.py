@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -210,6 +212,26 @@ async def until_closed(port: int) -> int:
             assert await reader.read() == b""
             writer.close()
             return count
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_server_that_is_stopped_while_it_starts_ends_in_order(
+    trained_world: SmallWorld, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "sameworld.cli.main", "serve", "plain", "--port", "0"]
+    command += ["--world", str(trained_world.file), "--registry", str(trained_world.folder / "registry")]
+    with subprocess.Popen(
+        [*command, "--state", str(tmp_path / "state")], stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stderr is not None
+        # It is not what it was any more, and not yet what it will be.
+        while "supervisor" not in Path(f"/proc/{server.pid}/cmdline").read_text():
+            assert server.poll() is None
+            time.sleep(0.01)
+        server.send_signal(signal.SIGINT)
+        said = server.stderr.read()
+        assert server.wait(30) == 0, said
+        assert "Traceback" not in said
 
 
 def test_a_port_that_is_taken_is_said(trained_world: SmallWorld, tmp_path: Any) -> None:

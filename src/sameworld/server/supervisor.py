@@ -31,6 +31,7 @@ from sameworld.server.http import BACKLOG
 from sameworld.server.worker import LONGEST_DRAIN_SECONDS, bound
 from sameworld.serving.supervision import BEAT_SECONDS, pause_before, verdict
 
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 _SPARE_SECONDS = 5.0
 _AGAIN_SECONDS = 0.5
 
@@ -74,7 +75,8 @@ class Supervisor:
         """
         self._listener = _taken(self._config)
         self._port = self._listener.getsockname()[1]
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, self._stop) for number in _STOPPING}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
         try:
             self._keep()
         finally:
@@ -284,6 +286,8 @@ def instead(config: ServerConfig, *, as_json: bool = False) -> NoReturn:
     told = {**SETTINGS, **os.environ, ENVIRONMENT: msgspec.json.encode(config).decode()}
     sys.stdout.flush()
     sys.stderr.flush()
+    # Whoever stops the server while this imports is heard once it can be done in order.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     command = [sys.executable, "-m", "sameworld.server.supervisor", *(["--json"] if as_json else [])]
     os.execve(sys.executable, command, told)
 
