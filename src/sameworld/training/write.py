@@ -243,6 +243,8 @@ class _Todo:
         )
         written = check_alike([msgspec.json.decode(one, type=Wrote) for one in told])
         if total not in (None, rows):
+            if staged.exists():
+                drop(staged)
             raise DataError(
                 "The moments change while they are read.",
                 expected=f"{total:,} of them, as when the run began",
