@@ -28,6 +28,7 @@ MODEL = {
     "p99_ms": 12.0,
     "lane": "native",
     "loaded": True,
+    "execution": "compiled",
     "bytes": 340_000,
     "sources": {"orders": 3.2, "returns": None},
 }
@@ -101,10 +102,10 @@ def test_status_is_a_line_a_model(server: Server, monkeypatch: pytest.MonkeyPatc
 
 def test_the_cells_of_a_model_say_what_is_known_of_it() -> None:
     assert status_cells(MODEL) == [
-        "pays-late", "01234567", "fallback_1_rate (deadline)", "1,234.5", "75.0%", "0.512, 12", "orders 3 s, returns never", "2023-11-14T22:13:20Z", "340.0 kB",
+        "pays-late", "01234567", "fallback_1_rate (deadline)", "1,234.5", "75.0%", "0.512, 12", "orders 3 s, returns never", "2023-11-14T22:13:20Z", "340.0 kB", "compiled",
     ]  # fmt: skip
     assert status_cells(FRESH)[2:7] == ["not asked yet", "0.0", "", "", "orders 3 s, returns never"]
-    assert status_cells(FRESH)[7:] == ["the start", "not loaded"]
+    assert status_cells(FRESH)[7:] == ["the start", "not loaded", "compiled"]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ def test_what_was_served_is_what_the_sources_give(played_world: SmallWorld) -> N
             "causes": {},
             "defaults": {},
             "replaced": {},
+            "kept": 0,
             "differences": [],
         }
 

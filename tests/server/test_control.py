@@ -146,7 +146,7 @@ def test_a_version_is_replaced_and_taken_back(world: SmallWorld, server: Driven)
 def test_the_version_is_the_newest_where_none_is_given(world: SmallWorld, server: Driven) -> None:
     assert serve(server, "plain")["version"] == new_of(world)
     assert server.send("GET", "/control/models")[1]["models"] == [
-        {"model": "plain", "version": new_of(world), "loaded": True}
+        {"model": "plain", "version": new_of(world), "loaded": True, "execution": "compiled"}
     ]
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 from click.core import ParameterSource
 
 from sameworld.cli import show
 from sameworld.cli.options import common, registry_option, state_option
-from sameworld.errors import DefinitionError
+from sameworld.errors import DefinitionError, nearest
 
 
 @click.command()
@@ -46,6 +48,12 @@ from sameworld.errors import DefinitionError
 @click.option(
     "--memory",
     help="What models may take in each worker, such as 2GB, with the processes of guarded ones: those asked the longest ago are unloaded, and come back when they are asked. All are kept without it.",
+)
+@click.option(
+    "--cache",
+    metavar="MODEL=SIZE",
+    multiple=True,
+    help="Keep a model's answers in each worker, such as churn=64MB, and give them again for the same features of the same version. May be repeated; none are kept without it.",
 )
 @click.option(
     "--store",
@@ -111,7 +119,7 @@ def serve(
     from sameworld.training.world_file import load_world  # noqa: PLC0415
 
     given = {
-        name: [*value] if name == "models" else str(value) if isinstance(value, Path) else value
+        name: [*value] if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
         for name, value in flags.items()
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
@@ -129,12 +137,13 @@ def serve(
         world=str(loaded.path), registry=str(Path(told.registry).resolve()), state=str(state), replay=told.replay, durability=told.durability, prediction_durability=told.prediction_durability,
         host=told.host, port=told.port, token=told.token, folder=str(loaded.folder),
         workers=told.workers, drain_seconds=told.drain, guarded_memory_bytes=show.size(told.guarded_memory, of="--guarded-memory"),
-        store=told.store, follow=told.follow,
+        store=told.store, follow=told.follow, cache={},
         memory=show.size(told.memory, of="--memory") if told.memory else None,
         keep_prediction_bytes=show.size(told.keep_predictions, of="--keep-predictions") if told.keep_predictions else None,
         keep_prediction_days=microseconds(told.keep_predictions_for, of="--keep-predictions-for") / 86_400e6 if told.keep_predictions_for else None,
         models=last.models if last is not None else _wanted(told.models or list(loaded.models), Path(told.registry)),
     )  # fmt: skip
+    config = msgspec.structs.replace(config, cache=_cached(told.cache, config.models))
     config.check()
     fill(config, cutover=show.instant(told.cutover, "--cutover") if told.cutover else None, say=show.say)
     if last is not None:
@@ -204,7 +213,7 @@ def status(world: Path, as_json: bool, url: str) -> None:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table("model", "version", "tier in use", "requests/s", "fallbacks", "p50, p99 ms", "sources", "since", "memory")  # fmt: skip
+    table = Table("model", "version", "tier in use", "requests/s", "fallbacks", "p50, p99 ms", "sources", "since", "memory", "answers by")  # fmt: skip
     for model in told["models"]:
         cells = status_cells(model)
         table.add_row(*(Text(cell) for cell in cells), style="yellow" if model["fallbacks"] else None)
@@ -236,7 +245,21 @@ def status_cells(model: dict[str, Any]) -> list[str]:
         ", ".join(sources),
         "the start" if model["since"] is None else show.iso(model["since"] // 1_000_000 * 1_000_000),
         show.size_text(model["bytes"]) if model["loaded"] else "not loaded",
+        model["execution"] or "",
     ]
+
+
+def _cached(told: list[str], models: Collection[str]) -> dict[str, int]:
+    """Read what `--cache` was told about models that are served."""
+    given: dict[str, int] = {}
+    for each in told:
+        model, equals, size = each.partition("=")
+        if not (model and equals):
+            raise DefinitionError("It is not said how much is kept of which model.", where="--cache", expected="MODEL=SIZE, such as churn=64MB", found=each, do="correct it.")  # fmt: skip
+        if model not in models:
+            raise DefinitionError(f"Model {model!r} is not served.", where="--cache", expected=f"nearest: {nearest(model, models)}", do="correct its name.")  # fmt: skip
+        given[model] = show.size(size, of="--cache")
+    return given
 
 
 @click.group()
@@ -254,7 +277,8 @@ def list_models(world: Path, as_json: bool, url: str) -> None:
         show.json_out(told)
         return
     for model in told["models"]:
-        show.out.print(f"{model['model']}={model['version']}", markup=False)
+        said = f"  {model['execution']}" if model["execution"] else ""
+        show.out.print(f"{model['model']}={model['version']}{said}", markup=False)
 
 
 @models.command()

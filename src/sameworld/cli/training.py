@@ -98,6 +98,7 @@ def train(
             for name, s in trained.scores.items()
             if name not in ALSO
         },
+        "execution": trained.bundle.execution,
         "rows": trained.rows,
         "seconds": trained.seconds,
     }
@@ -124,6 +125,7 @@ def train(
     show.out.print(
         f"learnt from {rows['fit']:,}, calibrated on {rows['calibration']:,}; left out: {rows['immature']:,} not mature yet, {rows['unlabelled']:,} without a label"
     )
+    show.out.print(f"answers by: {facts['execution']}", markup=False)
     show.out.print(f"seconds: {', '.join(f'{name} {value:.1f}' for name, value in trained.seconds.items())}")
     show.out.print(f"bundle {facts['bundle']}")
 

@@ -22,6 +22,7 @@ from sameworld.definitions.parts import aggregate_columns, seen_by_tiers
 from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.engines.interface import Asked, Engine, Rows
 from sameworld.errors import ProofError
+from sameworld.evaluation.kept import kept_answers, wrong_answers
 from sameworld.stores import event_log
 from sameworld.stores import fingerprint as fingerprints
 from sameworld.stores.history import served_rows
@@ -45,7 +46,7 @@ class Difference:
         entity: key field -> value of the feature's entity, or the inputs of a derived feature.
         t: microseconds; the moment.
         logged, recomputed: the two values.
-        cause: late row, correction, missing source, default, definition, code, environment, replay order, log.
+        cause: late row, correction, missing source, default, definition, code, environment, replay order, kept answer, log.
         detail: what the cause rests on.
     """
 
@@ -86,6 +87,7 @@ class Proof:
         causes: cause -> count over all differences.
         defaults: reason -> number of answers without a vector.
         replaced: feature -> number of vectors that had null in its place, since its source was stale or unreadable; a null is what has to be there.
+        kept: how many answers had been computed for the same vector before; each must be what the bundle says of it.
     """
 
     vectors: int = 0
@@ -96,6 +98,7 @@ class Proof:
     causes: Counter[str] = field(default_factory=Counter[str])
     defaults: Counter[str] = field(default_factory=Counter[str])
     replaced: Counter[str] = field(default_factory=Counter[str])
+    kept: int = 0
 
     def as_json(self, listed: int = 20) -> dict[str, Any]:
         """The proof for a script."""
@@ -107,6 +110,7 @@ class Proof:
             "causes": dict(self.causes),
             "defaults": dict(self.defaults),
             "replaced": dict(self.replaced),
+            "kept": self.kept,
             "differences": [
                 {
                     **{
@@ -184,6 +188,15 @@ def prove(
         columns = asked.recompute(asked.rows, asked.features) if known is None else known
         done.append((asked, dict(columns)))
         asked.compare(dict(columns))
+        kept = kept_answers(logged)
+        proof.kept += len(kept)
+        for where, row, value in wrong_answers(bundle, kept):
+            proof.different += 1
+            proof.causes["kept answer"] += 1
+            detail = "it had been computed before, and is not what the bundle says of this vector"
+            proof.differences.append(
+                Difference(where, row.model, "(answer)", {}, row.t, row.value, value, "kept answer", detail)
+            )
     return proof
 
 

@@ -15,10 +15,11 @@ from sameworld.asof.column import ArrowColumn
 from sameworld.asof.plan import Grouping
 from sameworld.definitions.fallbacks import MODEL, LastKnown
 from sameworld.errors import ReplayOrderError
-from sameworld.server.asked import Asked, Given, Seen, different, rows_of
+from sameworld.server.asked import Asked, Given, Seen, alike, different, rows_of
 from sameworld.server.lanes import DeadlineError, GuardedLane, LaneError, NativeLane
 from sameworld.server.metrics import Metrics
 from sameworld.server.ranks import Candidate
+from sameworld.server.rechecking import Rechecking
 from sameworld.server.requests import Carried
 from sameworld.server.served import Served
 from sameworld.server.served_tier import ServedTier
@@ -37,7 +38,7 @@ from sameworld.serving.tiers import (
     with_reason,
 )
 from sameworld.stores.online import OnlineStore, Snapshot
-from sameworld.stores.prediction import LAST_ANSWER, Prediction
+from sameworld.stores.prediction import KEPT_ANSWER, LAST_ANSWER, Prediction
 from sameworld.stores.prediction_log import PredictionLog
 
 _T = TypeVar("_T")
@@ -68,6 +69,7 @@ class Answering:
         self._flushing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._sources: dict[str, Breaker] = {}
+        self.rechecking = Rechecking(metrics)
         self._turns: Turns[Asked] = Turns(self._turn, self._shed)
 
     def ask(
@@ -321,20 +323,30 @@ class Answering:
             vectors = seen.vectors(tier, nulls)
             said = tier.says
             rows = seen.matrix(tier, nulls)
-            mine = rows_of(own)
-            if mine is not seen.different:
-                places = [row.place for row in mine]
-                rows, vectors = rows[places], [vectors[place] for place in places]
-            if served.ranks is None:
-                values = (tier.scorer or served.bundle).scores_of(rows)
+            mine, once, back = alike(rows_of(own), seen.different)
+            if once is not None:
+                rows, vectors = rows[once], [vectors[place] for place in once.tolist()]
+            scorer = tier.scorer or served.bundle.scorer
+            says = scorer.scores_of if served.ranks is None else scorer.raw_of
+            ages: list[int | None] = []
+            if served.kept is None:
+                values = says(rows)
             else:
-                values = (tier.scorer or served.bundle.scorer).raw_of(rows)
+                values, ages = served.kept.scores(tier.number, says, rows, seen.t)
+            once_said = values
+            if back is not None:
+                values = _spread(values, back, len(mine))
+                vectors = [vectors[place] for place in back.tolist()]
+            if ages:
+                _note_kept(own, ages if back is None else [ages[place] for place in back.tolist()])
         except Exception as error:  # noqa: BLE001 # whatever breaks, the caller gets the declared fallback and it is counted
             self._fail(seen, own, tier, reason, said(_told(error)))
             return
         self._judge(seen, own, tier, nulls, reason, values, vectors, began)
         now = time.perf_counter()
         own[0].line.learn(_rows(own), seen.reading * _rows(own) + now - began, now)
+        if now >= tier.recheck_at:
+            self.rechecking.note(served, tier, rows, once_said, now)
 
     async def _guarded(
         self,
@@ -347,6 +359,7 @@ class Answering:
     ) -> None:
         """Let a process answer what it answers in time; the line's timer has the next tier answer the rest meanwhile."""
         line, rows = own[0].line, rows_of(own)
+        mine, _, back = alike(rows, seen.different)
         began = time.perf_counter()
         left = max(asked.deadline for asked in own) - began
         why = ""
@@ -355,11 +368,14 @@ class Answering:
         try:
             inputs = (
                 {name: column.arrow() for name, column in columns.items()}
-                for columns in seen.inputs(tier, nulls, rows)
+                for columns in seen.inputs(tier, nulls, mine)
             )
             arrays, values = await lane.score(*inputs, wait_seconds=left)
             columns = {name: ArrowColumn(array) for name, array in arrays.items()}
-            vectors = tier.vectors(columns, own[0].served.columns, len(rows))
+            vectors = tier.vectors(columns, own[0].served.columns, len(mine))
+            if back is not None:
+                values = _spread(values, back, len(mine))
+                vectors = [vectors[place] for place in back.tolist()]
             now = time.perf_counter()
             line.learn(len(rows), now - began, now)
         except Exception as error:  # noqa: BLE001 # see _native
@@ -422,6 +438,7 @@ class Answering:
             if not math.isfinite(answer.value):
                 left.setdefault(tier.says(f"it gave {answer.value}"), []).append(asked)
             elif now > asked.deadline:
+                asked.kept = None
                 left.setdefault("deadline", []).append(asked)
             else:
                 given.append(place)
@@ -459,7 +476,7 @@ class Answering:
             Prediction(
                 self._log.next_id(), served.name, served.bundle.address, seen.t, seen.sequence, answer.value, answer.tier, answer.reason, asked.fields,
                 vectors[number] if vectors is not None else None, asked.at is not None, int((now - asked.arrived) * 1e6),
-                ages=ages, defaults=defaults or None, ranked=answer.ranked,
+                ages=ages if asked.kept is None else {**(ages or {}), KEPT_ANSWER: asked.kept}, defaults=defaults or None, ranked=answer.ranked,
             )
             for number, (asked, answer) in enumerate(zip(group, answers, strict=True))
         ]  # fmt: skip
@@ -507,6 +524,18 @@ def _of_each(own: Sequence[Asked], rows: Sequence[_T]) -> Iterator[Sequence[_T]]
     for asked in own:
         yield rows[end : end + asked.rows]
         end += asked.rows
+
+
+def _spread(values: NDArray[np.float64], back: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """Give every row the answer of the different one that it is alike."""
+    if values.shape != (count,):
+        raise LaneError(f"it gave shape {values.shape} for {count} different rows")
+    return values[back]
+
+
+def _note_kept(own: Sequence[Asked], ages: Sequence[int | None]) -> None:
+    for asked, part in zip(own, _of_each(own, ages), strict=True):
+        asked.kept = max((age for age in part if age is not None), default=None)
 
 
 def _shape(values: NDArray[np.float64], own: Sequence[Asked]) -> str:

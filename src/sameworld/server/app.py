@@ -141,6 +141,7 @@ class Server:
             self._stopping = True  # not cancelled: a thread would go on with a store that is closed
             await self._publishing
         await self.portfolio.close()
+        self._answering.rechecking.stop()
         for pool in (*self._preparers.values(), self._writer):
             pool.shutdown()
         await self._rotating.stop()

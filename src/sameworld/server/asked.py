@@ -37,6 +37,7 @@ class Asked:
         candidates: what it carries to be ranked; None where the model does not rank.
         rows: how many are read and scored for it.
         top: how many of its candidates its caller wants; as many as the model's ranking says where it is None.
+        kept: how long ago its answer was computed, in microseconds, where it was kept; of a ranking the oldest.
     """
 
     served: Served
@@ -54,6 +55,7 @@ class Asked:
     candidates: list[Candidate] | None = None
     rows: int = 1
     top: int | None = None
+    kept: int | None = None
 
 
 Row = Asked | Candidate
@@ -156,6 +158,16 @@ def rows_of(group: list[Asked]) -> Sequence[Row]:
     if group[0].candidates is None:
         return group
     return [candidate for asked in group for candidate in asked.candidates or ()]
+
+
+def alike(
+    rows: Sequence[Row], different: Sequence[Row]
+) -> tuple[Sequence[Row], NDArray[np.int64] | None, NDArray[np.int64] | None]:
+    """Give one of each of some rows that are alike, its places among the different ones, and for each of the rows its number among those given; no places or numbers where all are the different ones."""
+    if rows is different:
+        return rows, None, None
+    once, back = np.unique(np.array([row.place for row in rows], np.int64), return_inverse=True)
+    return [different[place] for place in once.tolist()], once, back
 
 
 def different(rows: Sequence[Row]) -> Sequence[Row]:

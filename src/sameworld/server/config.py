@@ -32,6 +32,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         token: what control and event routes ask for; needed when not on loopback.
         store: the address of the store of several hosts, which this one publishes and reads; without it the host serves alone.
         follow: whether another host takes events and publishes.
+        cache: model -> bytes that its answers may take in one worker, to be given again for the same features; none are kept without it.
         memory: bytes that models may take in one worker, with the processes of guarded ones; those asked the longest ago are unloaded. Without it all are kept.
     """
 
@@ -51,6 +52,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     guarded_memory_bytes: Annotated[int, msgspec.Meta(gt=0)] = 2 << 30
     token: str | None = None
     memory: int | None = None
+    cache: dict[str, Annotated[int, msgspec.Meta(gt=0)]] = {}
     store: str | None = None
     follow: bool = False
     folder: str = "."

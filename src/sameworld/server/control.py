@@ -22,7 +22,7 @@ from sameworld.errors import SameworldError
 from sameworld.server import beside
 from sameworld.server.config import ServerConfig
 from sameworld.server.incidents import Incidents
-from sameworld.server.lanes import GuardedLane
+from sameworld.server.lanes import GuardedLane, NativeLane
 from sameworld.server.metrics import Metrics
 from sameworld.server.portfolio import Portfolio, Started, wanted_of
 from sameworld.server.recent import together
@@ -414,6 +414,9 @@ class Control:
                     "model": name,
                     "version": address,
                     "loaded": name in self._portfolio.models and self._portfolio.is_loaded(name),
+                    "execution": self._portfolio.models[name].bundle.execution
+                    if name in self._portfolio.models
+                    else None,
                 }
                 for name, address in sorted(self._serving.models.items())
             ],
@@ -434,7 +437,8 @@ class Control:
                     "version": served.bundle.address,
                     "since": self._serving.since.get(name),
                     **together(said.models[name] for said in workers if name in said.models),
-                    "lane": "native" if served.bundle.description.native else "guarded",
+                    "lane": "native" if isinstance(served.lane, NativeLane) else "guarded",
+                    "execution": served.bundle.execution,
                     "loaded": self._portfolio.is_loaded(name),
                     "bytes": self._portfolio.bytes_of(name),
                     "sources": {s.name: _age(latest.get(s.content), now) for s in own},
@@ -450,6 +454,7 @@ class Control:
                     "tier": NONE,
                     "reason": reason,
                     "lane": None,
+                    "execution": None,
                     "loaded": False,
                     "bytes": 0,
                     "sources": {},

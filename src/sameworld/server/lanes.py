@@ -17,6 +17,7 @@ from sameworld.server.guarded_child import GuardedChild, Origin
 from sameworld.server.guarded_process import read_batch, write_batch
 from sameworld.serving.breaker import Breaker, failed, succeeded
 from sameworld.training.bundle import Bundle
+from sameworld.training.fitted import Scorer
 
 Columns = Mapping[str, pa.Array]
 Scored = tuple[dict[str, pa.Array], NDArray[np.float64]]
@@ -68,8 +69,9 @@ def choose(
     """Give the lane of a bundle's model, or of one of its fallbacks that see features (the first is 1): native for a library's model that is quick enough to share the event loop, measured here; guarded for everything else."""
     deadline = bundle.model.service.deadline_seconds
     own = bundle.parts[part - 1] if part else None
-    if own.how.native if own else bundle.description.native:
-        seconds = one_row_seconds(bundle, own.scorer if own else bundle)
+    scorer = own.scorer if own else bundle.scorer
+    if (own.how.native if own else bundle.description.native) and not _is_left(scorer):
+        seconds = one_row_seconds(bundle, scorer)
         if seconds <= min(LONGEST_NATIVE_SECONDS, deadline / 2):
             return NativeLane(seconds)
         _log.warning(
@@ -96,6 +98,11 @@ def one_row_seconds(bundle: Bundle, scorer: Scores | None = None) -> float:
         (scorer or bundle).scores(columns)
         taken.append(time.perf_counter() - started)
     return min(taken)
+
+
+def _is_left(scorer: Scores) -> bool:
+    """Whether only the library could answer, and is not here: its flat trees were found wanting."""
+    return isinstance(scorer, Scorer) and not scorer.is_loaded
 
 
 class GuardedLane:

@@ -26,6 +26,7 @@ _EVENTS = "sameworld_events"
 _REPEATED = "sameworld_repeated_deliveries"
 _REFUSED = "sameworld_refused_requests"
 _BROKEN = "sameworld_incidents"
+_RECHECKED = "sameworld_rechecked_rows"
 _SEQUENCE = "sameworld_event_sequence"
 _COUNTERS = {
     _PREDICTIONS: ("Answers by model and tier.", ["model", "tier"]),
@@ -34,6 +35,10 @@ _COUNTERS = {
     _REPEATED: ("Deliveries that had been taken before.", ["source"]),
     _REFUSED: ("Requests that could not be understood, by status.", ["status"]),
     _BROKEN: ("What broke, by part.", ["part"]),
+    _RECHECKED: (
+        "Rows that compiled trees had answered and their library was asked about, too.",
+        ["model", "outcome"],
+    ),
 }
 
 
@@ -85,6 +90,10 @@ class Metrics:
 
     def took(self, source: str, events: int, *, repeated: bool) -> None:
         self._count(_REPEATED if repeated else _EVENTS, source, by=1 if repeated else events)
+
+    def rechecked(self, model: str, rows: int, *, different: bool) -> None:
+        """Count rows that compiled trees had answered and their library, too; where one of them differs, all."""
+        self._count(_RECHECKED, model, "different" if different else "equal", by=rows)
 
     def refused(self, status: int) -> None:
         self._count(_REFUSED, str(status))

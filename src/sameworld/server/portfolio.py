@@ -25,6 +25,7 @@ from sameworld.server.requests import RequestReader
 from sameworld.server.routes import NotFoundError
 from sameworld.server.served import Served
 from sameworld.serving.breaker import Breaker, failed
+from sameworld.serving.kept_answers import KeptAnswers
 from sameworld.stores.online import OnlineStore
 from sameworld.training.bundle import Bundle, Registry
 from sameworld.training.encoding import matrix_of
@@ -214,7 +215,11 @@ class Portfolio:
         asks = (before.bundle.description.request.items(), before.bundle.model.ranking) if before else None
         same = asks is not None and (list(asks[0]), asks[1]) == (fields, ranking)
         reader = before.reader if before is not None and same else RequestReader(name, dict(fields), ranking)
-        return Served(name, bundle, lanes, groupings, reader)
+        most = self._config.cache.get(name)
+        # Of this version alone: what another one has said is not looked at.
+        again = before is not None and before.bundle.address == bundle.address
+        kept = before.kept if before is not None and again else KeptAnswers(most) if most else None
+        return Served(name, bundle, lanes, groupings, reader, kept)
 
     def _lanes(self, bundle: Bundle) -> list[Lane | None]:
         """Give where each part runs as far as it is known before anything is measured."""
@@ -382,7 +387,7 @@ class Portfolio:
         def loaded() -> Prepared:
             started = self._load(light.name, light.bundle, light.lanes)
             # What one row takes may have moved it to another lane.
-            same = light if started.lanes == light.lanes else Served(light.name, light.bundle, started.lanes, light.groupings, light.reader)  # fmt: skip
+            same = light if started.lanes == light.lanes else Served(light.name, light.bundle, started.lanes, light.groupings, light.reader, light.kept)  # fmt: skip
             _use_once(same, started.full, store)
             return Prepared(same, started.full, started.taken)
 
@@ -414,9 +419,10 @@ class Portfolio:
         """In the loader's thread, one at a time: read, check and measure the estimators."""
         before = allocated_bytes()
         full = self._registry.load(bundle.address, without_code=True, unpickle=False)
-        # What the allocator had kept by and gives again does not show: so much as the trees' text it is at least.
-        texts = (self._registry.folder / "bundles" / bundle.address).glob("*.txt")
-        taken = max(allocated_bytes() - before, sum(text.stat().st_size for text in texts))
+        # What the allocator had kept by and gives again does not show: so much as the files of the trees it is at least.
+        files = (self._registry.folder / "bundles" / bundle.address).iterdir()
+        trees = sum(file.stat().st_size for file in files if file.suffix in (".txt", ".trees"))
+        taken = max(allocated_bytes() - before, trees)
         measured = [self._choose(full, n) if isinstance(lane, NativeLane) else lane for n, lane in enumerate(lanes)]  # fmt: skip
         return Started(name, bundle, full, measured, taken)
 
@@ -534,6 +540,6 @@ def _is_busy(served: Served) -> bool:
 
 def _again(served: Served, groupings: Sequence[Grouping], bundle: Bundle | None = None) -> Served:
     """Give the same model over other groupings, or with its estimator."""
-    made = Served(served.name, bundle or served.bundle, served.lanes, groupings, served.reader)
+    made = Served(served.name, bundle or served.bundle, served.lanes, groupings, served.reader, served.kept)
     made.last = served.last
     return made

@@ -17,6 +17,7 @@ from sameworld.server.ranks import Ranks
 from sameworld.server.requests import RequestReader
 from sameworld.server.served_tier import ServedTier
 from sameworld.server.turns import Line
+from sameworld.serving.kept_answers import KeptAnswers
 from sameworld.serving.last_answers import LastAnswers
 from sameworld.serving.tiers import reserved, tiers_of
 from sameworld.training.bundle import Bundle
@@ -37,6 +38,7 @@ class Served:
         lanes: where the model and each of its fallbacks runs; None for a fallback that needs the request's fields alone.
         groupings: the store's.
         reader: reads its requests.
+        kept: its answers, where some are kept.
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class Served:
         lanes: Sequence[Lane | None],
         groupings: Sequence[Grouping],
         reader: RequestReader,
+        kept: KeptAnswers | None = None,
     ) -> None:
         self.name = name
         self.bundle = bundle
         self.lanes = lanes
         self.reader = reader
+        self.kept = kept
         self.asked_at = 0.0  # seconds on the steady clock
         self.plan = tiers_of(bundle.model)
         self.tiers = [

@@ -41,8 +41,7 @@ class ServedTier:
         # The model's own is the bundle's; a rule has none.
         self.scorer = part.scorer if part is not None and isinstance(part.scorer, Scorer) else None
         self.calibrated = (part.scorer if part is not None else bundle.scorer).calibrated
-        estimator = self.scorer.estimator if self.scorer is not None else bundle.estimator
-        self.loaded = estimator is not None or not isinstance(lane, NativeLane)
+        self.loaded = (self.scorer or bundle.scorer).is_loaded or not isinstance(lane, NativeLane)
         self.encodings = part.scorer.encodings if part is not None else bundle.description.encodings
         self.encoded_as = content_hash(msgspec.to_builtins(list(self.encodings)))
         self.evaluate = Evaluator(self.features, bundle.types)
@@ -52,6 +51,7 @@ class ServedTier:
             column for aggregate in aggregates_of(tier.features.values()) for column in aggregate.columns
         }
         self.breaker = Breaker()
+        self.recheck_at = 0.0  # seconds on the steady clock; see `rechecking`
         self.takes = lane.row_seconds if number and isinstance(lane, NativeLane) else 0.0
 
     def closed(self) -> str:

@@ -17,6 +17,7 @@ from sameworld.stores.named import without_password
 PREFIX = "SAMEWORLD_"
 OTHERS = frozenset({ENVIRONMENT, "SAMEWORLD_CONFIG", "SAMEWORLD_URL"})
 """Variables that are read elsewhere."""
+_LISTS = ("models", "cache")
 _PATHS = ("world", "registry", "state")
 
 
@@ -38,6 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain: Annotated[float, msgspec.Meta(ge=0)] = 0.2
     guarded_memory: str = "2GB"
     memory: str | None = None
+    cache: list[str] = []
     store: str | None = None
     follow: bool = False
     keep_predictions: str | None = None
@@ -92,7 +94,7 @@ def resolve(flags: Mapping[str, Any], environment: Mapping[str, str], file: Path
             continue
         if variable in variables:
             name = variables[variable]
-            given[name] = text.replace(",", " ").split() if name == "models" else text, variable
+            given[name] = text.replace(",", " ").split() if name in _LISTS else text, variable
         else:
             problems.append(
                 _unknown(f"variable {variable}", variable, [*variables, *OTHERS], "the environment")

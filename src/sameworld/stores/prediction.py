@@ -10,10 +10,12 @@ import msgspec
 from sameworld.asof.column import of_plain as column_of
 from sameworld.asof.column import plain as logged
 
-__all__ = ["LAST_ANSWER", "Prediction", "Ranked", "Shape", "column_of", "logged"]
+__all__ = ["KEPT_ANSWER", "LAST_ANSWER", "Prediction", "Ranked", "Shape", "column_of", "logged"]
 
 LAST_ANSWER = "last answer"
 """Among the ages of a prediction: how old the answer was that it repeats. No source can be called so."""
+KEPT_ANSWER = "kept answer"
+"""Among the ages of a prediction: how long ago its value was computed, for another request with the same vector."""
 
 
 class Ranked(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -48,7 +50,7 @@ class Prediction(msgspec.Struct, array_like=True, gc=False, frozen=True):
         elapsed_us: from the request's arrival to the writing of this row.
         policy, propensity, seed: of an explored decision; none yet.
         ages: source name -> microseconds since its latest row that was readable; None for a source without rows. None when nothing was judged.
-            `last answer` is the age of an answer that was repeated.
+            `last answer` is the age of an answer that was repeated, `kept answer` of one that was computed for the same vector before.
         defaults: the feature columns whose value was replaced, in the bundle's order. None when none was.
         ranked: the candidates, and what became of them; None for an answer that is no ranking.
     """

@@ -5,6 +5,7 @@ Nothing here is unpickled unless this registry wrote it: a bundle's address is t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import os
@@ -12,9 +13,9 @@ import pickle
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightgbm
 import msgspec
@@ -30,9 +31,11 @@ from sameworld.definitions.model import Model, model_from_json
 from sameworld.errors import BundleError
 from sameworld.training.encoding import ColumnEncoding, matrix
 from sameworld.training.environment import environment
-from sameworld.training.fitted import How, Scorer, parts_of
+from sameworld.training.fitted import Compiled, How, Scorer, parts_of
+from sameworld.training.gate import Gate, first_difference
 from sameworld.training.popular import PopularTable
 from sameworld.training.rates import RateTable
+from sameworld.training.trees import Trees
 from sameworld.training.world_file import functions_in
 
 
@@ -67,6 +70,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     parts: list[How | None] = []
     also: list[Any] = []
     popular: list[PopularTable | None] = []
+    gate: Gate | None = None
 
 
 class Bundle:
@@ -77,6 +81,7 @@ class Bundle:
         selftest: feature columns, with `__answer` of the model and `__answer_1` and so on of its fallbacks that have an estimator.
         address: what `Registry.save` gave.
         others: the fitted estimator of each fallback, None for one that has none.
+        compiled: the flat trees of the model's estimator, and of each fallback's, None for one that has none.
     """
 
     def __init__(
@@ -87,21 +92,24 @@ class Bundle:
         selftest: pa.Table | None = None,
         address: str = "",
         others: Sequence[Any] = (),
+        compiled: Sequence[Compiled | None] = (),
     ) -> None:
         self.description = description
         self.model = model
         self.estimator = estimator
         self.selftest = selftest
         self.address = address
+        own, *flat = compiled or [None] * (len(model.fallbacks) + 1)
         self.scorer = Scorer(
             description.encodings,
             description.calibration,
             description.fixed_shape,
             model.probability,
             estimator,
+            own,
         )
         others = others or [None] * len(model.fallbacks)
-        self.parts = parts_of(model, description.parts, description.encodings, others)
+        self.parts = parts_of(model, description.parts, description.encodings, others, flat)
         self.types = {name: type_named(kind) for name, kind in description.types.items()}
 
     @property
@@ -113,6 +121,17 @@ class Bundle:
             if part is not None and isinstance(part.scorer, Scorer)
         ]
         return [(0, self.scorer), *fallbacks]
+
+    @property
+    def execution(self) -> str:
+        """What computes the model's answers: `compiled`, or `library` and why."""
+        compiled = self.scorer.compiled
+        if compiled is not None and compiled.distrusted:
+            return f"library: {compiled.distrusted}"
+        gate = self.description.gate
+        if gate is not None and not gate.refused and compiled is None and self.estimator is not None:
+            return "library: there are no flat trees in the bundle that this version can read"
+        return gate.says if gate is not None else "library: the bundle is from before there were others"
 
     def scores(self, columns: Mapping[str, pa.Array]) -> NDArray[np.float64]:
         """Give the calibrated answer for every row of feature columns, shape (rows,)."""
@@ -139,7 +158,7 @@ class Bundle:
                 raise ValueError(f"{chosen!r} needs more than a request's fields")
 
     def check(self) -> None:
-        """Compare the self-test rows with what they gave where the bundle was made: alone, in batch and permuted.
+        """Compare the self-test rows with what they gave where the bundle was made: alone, in batch and permuted. Flat trees that give something else here do not answer.
 
         Raises:
             BundleError: a bit differs.
@@ -149,33 +168,56 @@ class Bundle:
         table = self.selftest
         columns = {name: table[name].combine_chunks() for name in table.column_names if name in self.types}
         for number, scorer in self.scorers:
+            if not scorer.is_loaded:
+                continue
+            rows, expected = matrix(scorer.encodings, columns), table[answer_column(number)].to_numpy()
+            of = f" of fallback {number}" if number else ""
             if scorer.estimator is not None:
-                answers = table[answer_column(number)].to_numpy()
-                self._compare(scorer, matrix(scorer.encodings, columns), answers, number)
-
-    def _compare(
-        self, scorer: Scorer, rows: NDArray[np.float64], expected: NDArray[np.float64], number: int
-    ) -> None:
-        order = np.arange(rows.shape[0])[::-1]
-        ways = {
-            "in batch": scorer.scores_of(rows),
-            "permuted": scorer.scores_of(rows[order])[order],
-            "alone": np.concatenate([scorer.scores_of(rows[i : i + 1]) for i in range(rows.shape[0])]),
-        }
-        for way, answers in ways.items():
-            wrong = np.flatnonzero(answers.view(np.int64) != expected.view(np.int64))
-            if wrong.size:
-                row = int(wrong[0])
-                here, there = environment(), self.description.environment
-                changed = ", ".join(
-                    f"{name} {there.get(name)} -> {here[name]}"
-                    for name in here
-                    if here[name] != there.get(name)
+                wrong = _difference(
+                    lambda rows, by=scorer: by.calibrated(by.library_raw_of(rows)), rows, expected
                 )
-                raise BundleError(
-                    f"Bundle {self.address} does not answer its self-test rows as it did where it was made ({way}).",
-                    where=f"row {row}{f' of fallback {number}' if number else ''}", expected=repr(float(expected[row])), found=repr(float(answers[row])), do=f"serve it in the environment it was trained in{': ' + changed if changed else ''}, or train it again.",
-                )  # fmt: skip
+                if wrong is not None:
+                    here, there = environment(), self.description.environment
+                    changed = ", ".join(
+                        f"{name} {there.get(name)} -> {here[name]}"
+                        for name in here
+                        if here[name] != there.get(name)
+                    )
+                    raise BundleError(
+                        f"Bundle {self.address} does not answer its self-test rows as it did where it was made ({wrong.way}).",
+                        where=f"row {wrong.row}{of}", expected=repr(wrong.expected), found=repr(wrong.found), do=f"serve it in the environment it was trained in{': ' + changed if changed else ''}, or train it again.",
+                    )  # fmt: skip
+            if scorer.compiled is not None:
+                wrong = _difference(scorer.scores_of, rows, expected)
+                if wrong is not None:
+                    scorer.compiled.distrust(
+                        f"self-test row {wrong.row}{of} is {wrong.found!r} here, compiled, and was {wrong.expected!r} where the bundle was made"
+                    )
+
+
+class _Wrong(NamedTuple):
+    way: str
+    row: int
+    expected: float
+    found: float
+
+
+def _difference(
+    says: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    rows: NDArray[np.float64],
+    expected: NDArray[np.float64],
+) -> _Wrong | None:
+    order = np.arange(rows.shape[0])[::-1]
+    ways = {
+        "in batch": says(rows),
+        "permuted": says(rows[order])[order],
+        "alone": np.concatenate([says(rows[i : i + 1]) for i in range(rows.shape[0])]),
+    }
+    for way, answers in ways.items():
+        row = first_difference(expected, answers)
+        if row is not None:
+            return _Wrong(way, row, float(expected[row]), float(answers[row]))
+    return None
 
 
 def answer_column(number: int) -> str:
@@ -203,6 +245,9 @@ class Registry:
         )
         for number, scorer in bundle.scorers:
             _write_estimator(scratch, file_name(number), scorer.estimator)
+            if scorer.compiled is not None:
+                trees = msgspec.msgpack.encode(scorer.compiled.trees)
+                (scratch / f"{file_name(number)}.trees").write_bytes(trees)
         assert bundle.selftest is not None
         with (
             pa.OSFile(str(scratch / "selftest.arrow"), "wb") as sink,
@@ -250,7 +295,7 @@ class Registry:
         Args:
             address: what `save` gave.
             functions: the world's functions for `sw.derive`.
-            unpickle: False leaves an estimator that is not the library's own where it is, and runs nothing of it.
+            unpickle: False leaves an estimator that is not the library's own where it is, and runs nothing of it; its flat trees answer, if there are some.
             without_estimator: give the bundle as far as it is small: it plans reads and answers by fallbacks, and gives no scores.
             without_code: give the bundle even where a function is missing, to compare with and not to serve.
 
@@ -271,15 +316,17 @@ class Registry:
                 do="nothing in it was loaded. Train it here, or copy the registry with its key.",
             )
         description, model = _described(place, functions)
-        estimators = [
-            None if without_estimator else _read_estimator(place, file_name(number), unpickle=unpickle)
-            for number in range(len(model.fallbacks) + 1)
-        ]
+        names = [file_name(number) for number in range(len(model.fallbacks) + 1)]
+        estimators: list[Any] = [None] * len(names)
+        compiled: list[Compiled | None] = [None] * len(names)
+        if not without_estimator:
+            estimators = [_read_estimator(place, name, unpickle=unpickle) for name in names]
+            compiled = [_read_compiled(place, *both) for both in zip(names, estimators, strict=True)]
         selftest = None
-        if any(estimator is not None for estimator in estimators):
+        if any(one is not None for one in (*estimators, *compiled)):
             with pa.OSFile(str(place / "selftest.arrow")) as source:
                 selftest = pyarrow.ipc.open_file(source).read_all()
-        bundle = Bundle(description, model, estimators[0], selftest, address, estimators[1:])
+        bundle = Bundle(description, model, estimators[0], selftest, address, estimators[1:], compiled)
         missing = [function.name for function in functions_in([model]) if function.call is None]
         if missing and not without_code:
             raise BundleError(
@@ -381,6 +428,33 @@ def _read_estimator(folder: Path, name: str, *, unpickle: bool) -> Any:
     if text.exists():
         return lightgbm.Booster(model_str=text.read_text())
     return pickle.loads(pickled.read_bytes()) if unpickle and pickled.exists() else None
+
+
+def _read_compiled(folder: Path, name: str, estimator: Any) -> Compiled | None:
+    """Give an estimator's flat trees; where it was left in its file, it is read from there when it is asked for."""
+    path, pickled = folder / f"{name}.trees", folder / f"{name}.pickle"
+    if not path.exists():
+        return None
+    try:
+        trees = msgspec.msgpack.decode(path.read_bytes(), type=Trees)
+    except msgspec.MsgspecError:  # another version's: the library answers
+        return None
+    if estimator is not None:
+        return Compiled(trees, lambda: estimator)
+    signed = hashlib.sha256(pickled.read_bytes()).digest()
+
+    @functools.cache
+    def library() -> Any:
+        content = pickled.read_bytes()
+        if hashlib.sha256(content).digest() != signed:
+            raise BundleError(
+                f"Bundle {folder.name} is damaged: its estimator is not what it was when it was loaded.",
+                where=str(pickled),
+                do="restore the file; nothing in it was loaded.",
+            )
+        return pickle.loads(content)
+
+    return Compiled(trees, library)
 
 
 def _address(folder: Path) -> str:

@@ -39,7 +39,8 @@ from sameworld.training.bundle import (
 )
 from sameworld.training.candidates import requests_of
 from sameworld.training.encoding import ColumnEncoding, learn, matrix
-from sameworld.training.fitted import How, is_native, raw_scores, said_by
+from sameworld.training.fitted import Compiled, How, is_native, raw_scores, said_by
+from sameworld.training.gate import through_gate
 from sameworld.training.joined import joined
 from sameworld.training.metrics import Score, log_loss, roc_auc
 from sameworld.training.moments import read_moments
@@ -180,7 +181,8 @@ def fit(
     say(f"fitting on {rows['fit']:,} moments, calibrating on {rows['calibration']:,} ({world})")
     slices = _Slices(encodings, encoded, label_then, learnable, calibrating, requests)
     own = _fitted(model, model.estimator, list(model.features), slices)
-    parts, others = _parts(model, data, slices, say)
+    parts, others, compiled = _parts(model, data, slices, say)
+    compiled = [own.compiled, *compiled]
     seconds["fit and calibrate"] = time.perf_counter() - clock
     clock = time.perf_counter()
     rates = rate_tables(model, data, learnable | calibrating, label_then)
@@ -206,19 +208,21 @@ def fit(
         parts=parts,
         also=[as_json(moments) for moments in also],
         popular=list(popular),
+        gate=own.how.gate,
     )
-    bundle = Bundle(description, model, own.estimator, others=others)
+    bundle = Bundle(description, model, own.estimator, others=others, compiled=compiled)
     metric, scores = _scores(model, bundle, data, label, encoded, testing, requests)
     chosen = np.unique(np.linspace(0, at.size - 1, _SELFTEST_ROWS).astype(np.int64))
     selftest = pa.table({name: column.take(pa.array(chosen)) for name, column in data.features.items()})
     for number, scorer in bundle.scorers:
         asked = encoded[chosen][:, [encodings.index(encoding) for encoding in scorer.encodings]]
-        answers = np.concatenate([scorer.scores_of(asked[row : row + 1]) for row in range(chosen.size)])
+        raw = [scorer.library_raw_of(asked[row : row + 1]) for row in range(chosen.size)]
+        answers = scorer.calibrated(np.concatenate(raw))
         selftest = selftest.append_column(answer_column(number), pa.array(answers))
     description = msgspec.structs.replace(
         description, scores={name: [s.value, s.low, s.high] for name, s in scores.items()}
     )
-    bundle = Bundle(description, model, own.estimator, selftest, others=others)
+    bundle = Bundle(description, model, own.estimator, selftest, others=others, compiled=compiled)
     bundle.check()
     registry.save(bundle)
     seconds["score and save"] = time.perf_counter() - clock
@@ -295,6 +299,7 @@ class _Slices:
 class _Fitted:
     estimator: Any
     how: How
+    compiled: Compiled | None
 
 
 def _fitted(model: Model, estimator: Estimator, features: Collection[str], slices: _Slices) -> _Fitted:
@@ -308,28 +313,37 @@ def _fitted(model: Model, estimator: Estimator, features: Collection[str], slice
     requests = None if slices.requests is None else slices.requests[slices.learnable]
     fitted = _fit(model, estimator, learnt, slices.label[slices.learnable], categorical, requests)
     calibration = _calibrate(model, fitted, rows[slices.calibrating], slices.label[slices.calibrating])
-    fixed_shape = not isinstance(fitted, lightgbm.Booster) and _depends_on_neighbours(
-        model, fitted, learnt[:200]
-    )
+
+    def says(asked: NDArray[np.float64]) -> NDArray[np.float64]:
+        return raw_scores(fitted, asked, probability=model.probability, threads=0)
+
+    trees, gate = through_gate(fitted, says, rows, encodings, probability=model.probability)
+    # Flat trees see one row at a time.
+    known = isinstance(fitted, lightgbm.Booster) or trees is not None
+    fixed_shape = not known and _depends_on_neighbours(model, fitted, learnt[:200])
     columns = [encoding.name for encoding in encodings]
     # What its features are derived from has to be evaluated too, and may be a user's Python.
-    native = is_native(with_inputs(model.features, features), fitted)
-    return _Fitted(fitted, How(columns, calibration, fixed_shape, native))
+    native = is_native(with_inputs(model.features, features), fitted, trees)
+    compiled = None if trees is None else Compiled(trees, lambda: fitted)
+    return _Fitted(fitted, How(columns, calibration, fixed_shape, native, gate), compiled)
 
 
-def _parts(model: Model, data: TrainingSet, slices: _Slices, say: Say) -> tuple[list[How | None], list[Any]]:
-    """Give how each fallback that sees features answers, and its estimator; None for one that has none."""
+def _parts(
+    model: Model, data: TrainingSet, slices: _Slices, say: Say
+) -> tuple[list[How | None], list[Any], list[Compiled | None]]:
+    """Give how each fallback that sees features answers, its estimator and its flat trees; None for one that has none."""
     hows: list[How | None] = []
     estimators: list[Any] = []
+    flat: list[Compiled | None] = []
     for number, fallback in enumerate(model.fallbacks):
-        how, estimator = None, None
+        how, estimator, compiled = None, None, None
         match fallback:
             case Without() | Smaller():
                 say(f"fitting {tier_name(number, fallback)}")
                 other = fallback.estimator if isinstance(fallback, Smaller) else None
                 kept = features_seen(model.features, fallback)
                 fitted = _fitted(model, other or model.estimator, kept, slices)
-                how, estimator = fitted.how, fitted.estimator
+                how, estimator, compiled = fitted.how, fitted.estimator, fitted.compiled
             case Rule():
                 rule = {"sw.Rule": Derive(fallback.function, fallback.inputs)}
                 made = replace(data, features={**data.features, "sw.Rule": _rule_column(fallback, data)})
@@ -339,7 +353,8 @@ def _parts(model: Model, data: TrainingSet, slices: _Slices, say: Say) -> tuple[
                 pass
         hows.append(how)
         estimators.append(estimator)
-    return hows, estimators
+        flat.append(compiled)
+    return hows, estimators, flat
 
 
 def _rule_column(rule: Rule, data: TrainingSet) -> pa.Array:

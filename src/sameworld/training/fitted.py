@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from sameworld.definitions.feature import Derive, Feature
 from sameworld.definitions.model import Model
 from sameworld.definitions.parts import RULE, features_seen, plain, with_inputs
 from sameworld.training.encoding import ColumnEncoding, matrix
+from sameworld.training.gate import Gate
+from sameworld.training.trees import Trees
 
 Calibration = tuple[list[float], list[float]]
 
@@ -30,12 +32,32 @@ class How(msgspec.Struct, frozen=True):
         calibration: from raw scores to probabilities.
         fixed_shape: whether it is called one row at a time.
         native: whether it may run on the server's event loop.
+        gate: what came of comparing its flat trees with their library; None in a bundle from before there were any.
     """
 
     columns: list[str]
     calibration: Calibration | None
     fixed_shape: bool
     native: bool
+    gate: Gate | None = None
+
+
+class Compiled:
+    """Flat trees that answer for their library, until something shows that they do not say the same.
+
+    Args:
+        trees: that came through the gate.
+        library: gives the fitted estimator, which may have to be read for it.
+    """
+
+    def __init__(self, trees: Trees, library: Callable[[], Any]) -> None:
+        self.trees = trees
+        self.library = library
+        self.distrusted = ""
+
+    def distrust(self, reason: str) -> None:
+        """Let the library answer from now on."""
+        self.distrusted = self.distrusted or reason
 
 
 @dataclass(frozen=True)
@@ -47,7 +69,8 @@ class Scorer:
         calibration: from raw scores to probabilities; None leaves them as they are.
         fixed_shape: whether its bits for a row depend on the others, so that it is called one row at a time.
         probability: whether it gives the probability of the second class, or a number.
-        estimator: fitted.
+        estimator: fitted; None where it was left in its file.
+        compiled: its flat trees, if there are some.
     """
 
     encodings: Sequence[ColumnEncoding]
@@ -55,6 +78,12 @@ class Scorer:
     fixed_shape: bool
     probability: bool
     estimator: Any
+    compiled: Compiled | None = None
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it can answer."""
+        return self.estimator is not None or (self.compiled is not None and not self.compiled.distrusted)
 
     def scores(self, columns: Mapping[str, pa.Array]) -> NDArray[np.float64]:
         """Give the calibrated answer for every row of feature columns, shape (rows,)."""
@@ -66,6 +95,13 @@ class Scorer:
 
     def raw_of(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Give what the estimator says of every row of an encoded matrix, shape (rows,): what candidates are ranked by, since calibration makes some of it equal."""
+        compiled = self.compiled
+        if compiled is not None and not compiled.distrusted:
+            return compiled.trees.raw_of(rows)
+        return self.library_raw_of(rows)
+
+    def library_raw_of(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Give the same by the estimator itself, whether or not there are flat trees."""
         if self.fixed_shape and rows.shape[0] > 1:
             return np.concatenate([self._raw(rows[i : i + 1]) for i in range(rows.shape[0])])
         return self._raw(rows)
@@ -75,7 +111,10 @@ class Scorer:
         return raw if self.calibration is None else np.interp(raw, *self.calibration)
 
     def _raw(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        return raw_scores(self.estimator, rows, probability=self.probability)
+        estimator = self.estimator
+        if estimator is None and self.compiled is not None:
+            estimator = self.compiled.library()
+        return raw_scores(estimator, rows, probability=self.probability)
 
 
 @dataclass(frozen=True)
@@ -110,7 +149,11 @@ class Part:
 
 
 def parts_of(
-    model: Model, hows: Sequence[How | None], encodings: Sequence[ColumnEncoding], estimators: Sequence[Any]
+    model: Model,
+    hows: Sequence[How | None],
+    encodings: Sequence[ColumnEncoding],
+    estimators: Sequence[Any],
+    compiled: Sequence[Compiled | None],
 ) -> list[Part | None]:
     """Give one part a fallback, None for one that sees no features.
 
@@ -119,12 +162,13 @@ def parts_of(
         hows: one a fallback; nothing at all for a bundle from before fallbacks saw features.
         encodings: of the model's columns.
         estimators: one a fallback; None where there is none, or it was left where it is.
+        compiled: their flat trees, one a fallback.
     """
     named = {encoding.name: encoding for encoding in encodings}
     probability = model.probability
     parts: list[Part | None] = []
-    for fallback, how, estimator in zip(
-        model.fallbacks, hows or [None] * len(model.fallbacks), estimators, strict=True
+    for fallback, how, estimator, flat in zip(
+        model.fallbacks, hows or [None] * len(model.fallbacks), estimators, compiled, strict=True
     ):
         if how is None:
             parts.append(None)
@@ -135,22 +179,28 @@ def parts_of(
             parts.append(Part({**features, **rule}, how, RuleScorer()))
         else:
             own = [named[column] for column in how.columns]
-            scorer = Scorer(own, how.calibration, how.fixed_shape, probability, estimator)
+            scorer = Scorer(own, how.calibration, how.fixed_shape, probability, estimator, flat)
             parts.append(Part(features, how, scorer))
     return parts
 
 
-def is_native(features: Mapping[str, Feature], estimator: Any) -> bool:
+def is_native(features: Mapping[str, Feature], estimator: Any, trees: Trees | None) -> bool:
     """Whether nothing of a user's Python is needed to answer."""
-    return isinstance(estimator, lightgbm.Booster) and not any(
+    return (isinstance(estimator, lightgbm.Booster) or trees is not None) and not any(
         isinstance(plain(feature), Derive) for feature in features.values()
     )
 
 
-def raw_scores(estimator: Any, rows: NDArray[np.float64], *, probability: bool) -> NDArray[np.float64]:
-    """Give an estimator's uncalibrated answers: the probability of the second class, or the number."""
+def raw_scores(
+    estimator: Any, rows: NDArray[np.float64], *, probability: bool, threads: int = 1
+) -> NDArray[np.float64]:
+    """Give an estimator's uncalibrated answers: the probability of the second class, or the number.
+
+    Args:
+        threads: that LightGBM may use, each for rows of its own; 0 for one a core.
+    """
     if isinstance(estimator, lightgbm.Booster):
-        return np.asarray(estimator.predict(rows, num_threads=1), np.float64)
+        return np.asarray(estimator.predict(rows, num_threads=threads), np.float64)
     if probability and hasattr(estimator, "predict_proba"):
         return np.asarray(estimator.predict_proba(rows), np.float64)[:, 1]
     return np.asarray(estimator.predict(rows), np.float64)
