@@ -102,7 +102,7 @@ def multiply(folder: Path, count: int) -> dict[str, str]:
         kind, name = kinds[number % KINDS], f"model-{number}"
         described = msgspec.structs.replace(kind.description, model={**kind.description.model, "name": name})
         renamed = msgspec.structs.replace(kind.model, name=name)
-        addresses[name] = registry.save(Bundle(described, renamed, kind.estimator, kind.selftest))
+        addresses[name] = registry.save(Bundle(described, renamed, kind.estimator, kind.selftest, compiled=[kind.scorer.compiled, *[None] * len(kind.parts)]))  # fmt: skip
     return addresses
 
 

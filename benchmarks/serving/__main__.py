@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.asof import table as tables
 from benchmarks.serving import table
-from benchmarks.serving.contestants import CONTESTANTS
+from benchmarks.serving.contestants import COLLECTORS, CONTESTANTS, with_collector
 from benchmarks.serving.load import CLIENTS
 from benchmarks.serving.runner import Measured, Runner, WrongError
 from benchmarks.serving.running import adopt_orphans, missing
@@ -51,6 +52,11 @@ def arguments() -> argparse.Namespace:
         default="wrk",
         help="wrk, or threads of Python, which are slower than what they measure (wrk)",
     )
+    add(
+        "--collectors",
+        action="store_true",
+        help="measure each with Python's garbage collector as it sets it itself, as Python does, and off",
+    )
     add("--json", type=Path, metavar="FILE", help="write every measurement")
     add(
         "--markdown",
@@ -80,8 +86,9 @@ def main() -> int:
         print(f"[{time.monotonic() - begin:6.0f} s] {line}", file=sys.stderr, flush=True)
 
     taking_part: list[Measured] = []
-    for name in given.only or CONTESTANTS:
-        measured = Measured(CONTESTANTS[name], missing(CONTESTANTS[name]))
+    collectors = COLLECTORS if given.collectors else ("own",)
+    for name, collector in itertools.product(given.only or CONTESTANTS, collectors):
+        measured = Measured(with_collector(CONTESTANTS[name], collector), missing(CONTESTANTS[name]))
         taking_part.append(measured)
         if measured.left_out:
             say(f"{name} is left out: {measured.left_out}")
@@ -101,14 +108,15 @@ def main() -> int:
         except WrongError as wrong:
             print(f"This answer is wrong, so nothing is said of speed:\n{wrong}")
             return 1
-    rows = table.table(taking_part, given.connections)
+    rows = (table.collected if given.collectors else table.table)(taking_part, given.connections)
     lines = table.notes(taking_part, given)
     versions = table.versions(taking_part) | {"sameworld": {"sameworld": version("sameworld")}}
     print("\n".join([tables.as_text(rows), "", *lines]))
     if given.json:
         given.json.write_text(json.dumps(table.as_json(taking_part, versions), indent=2) + "\n")
     if given.markdown:
-        tables.write(given.markdown, "serving", tables.page(rows, lines, versions))
+        place = "collectors" if given.collectors else "serving"
+        tables.write(given.markdown, place, tables.page(rows, lines, versions))
     return 1 if any(measured.left_out and measured.contestant.model for measured in taking_part) else 0
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 Row = list[float]
@@ -11,7 +13,7 @@ Row = list[float]
 
 @dataclass(frozen=True)
 class Contestant:
-    """Somebody who answers. In the words of its commands {port}, {other_port}, {bin}, {libraries}, {peers}, {folder} and {workers} are filled in.
+    """Somebody who answers. In the words of its commands {port}, {other_port}, {bin}, {libraries}, {peers}, {folder}, {paths} and {workers} are filled in.
 
     Args:
         name: how the table and `--only` call it.
@@ -25,6 +27,7 @@ class Contestant:
         variables: of its environment.
         files: name -> JSON that it finds in its folder.
         before: a command that is run there once.
+        collector: how Python's garbage collector is set: "own" is as the contestant does it.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Contestant:
     variables: Mapping[str, str] = field(default_factory=dict[str, str])
     files: Mapping[str, Any] = field(default_factory=dict[str, Any])
     before: str = ""
+    collector: str = "own"
 
     @property
     def wanted(self) -> Sequence[str]:
@@ -50,10 +54,24 @@ class Contestant:
         return self.model == "honest"
 
 
-def _ours(name: str, model: str, does: str) -> Contestant:
+COLLECTORS = ("own", "python", "off")
+"""How Python's garbage collector may be set: as the contestant does it, as Python does where nobody says anything, or not at all."""
+
+
+def with_collector(contestant: Contestant, collector: str) -> Contestant:
+    """Give a contestant whose garbage collector is set otherwise, in all its processes."""
+    if collector == "own":
+        return contestant
+    paths = [str(Path(__file__).parent / "collector"), "{paths}"]
+    hook = {"PYTHONPATH": os.pathsep.join(paths), "COLLECTOR": collector}
+    name = f"{contestant.name}, collector {collector}"
+    return replace(contestant, name=name, collector=collector, variables={**contestant.variables, **hook})
+
+
+def _ours(name: str, model: str, does: str, options: str = "") -> Contestant:
     command = (
         f"{{bin}}/python -m sameworld.cli.main serve {model} --anew --world {{folder}}/world.py"
-        f" --registry {{folder}}/registry --state {{folder}}/state-{model} --port {{port}} --workers {{workers}}"
+        f" --registry {{folder}}/registry --state {{folder}}/state-{model} --port {{port}} --workers {{workers}}{options}"
     )
     path = f"/v1/models/{model}/predict"
 
@@ -82,6 +100,7 @@ def _open_inference(row: Row) -> Any:
 _OPEN_INFERENCE_ANSWER = ("outputs", 0, "data", 0)
 _ALL = [
     _ours("sameworld", "bare", "model, decision logged"),
+    _ours("sameworld kept", "bare", "kept answers to 10,000 rows, decision logged", " --cache bare=64MB"),
     _ours("sameworld guarded", "guarded", "model in a killable process, decision logged"),
     _ours("sameworld honest", "honest", "9 features of 3 entities read, model, decision logged"),
     Contestant(

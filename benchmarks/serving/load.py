@@ -43,8 +43,8 @@ function done(summary, latency)
   local e, wrong = summary.errors, 0
   for _, thread in ipairs(threads) do wrong = wrong + thread:get("failed") end
   if #wanted == 0 then wrong = e.status end
-  print(string.format('{"requests": %d, "microseconds": %d, "p50": %d, "p99": %d, "failed": %d}', summary.requests, summary.duration,
-    latency:percentile(50), latency:percentile(99), wrong + e.connect + e.read + e.write + e.timeout))
+  print(string.format('{"requests": %d, "microseconds": %d, "p50": %d, "p99": %d, "p999": %d, "failed": %d}', summary.requests, summary.duration,
+    latency:percentile(50), latency:percentile(99), latency:percentile(99.9), wrong + e.connect + e.read + e.write + e.timeout))
 end
 """
 
@@ -56,7 +56,7 @@ class Seen:
     Args:
         requests, failed: how many were answered; how many of them not with 200, or, of ours, not by the model or not logged.
         seconds: how long it took.
-        p50_ms, p99_ms: milliseconds from a request to its answer.
+        p50_ms, p99_ms, p999_ms: milliseconds from a request to its answer; of a thousand requests one took longer than the last.
         busy: what share of a processor the client used; near 1 it is what was measured.
     """
 
@@ -65,6 +65,7 @@ class Seen:
     seconds: float
     p50_ms: float
     p99_ms: float
+    p999_ms: float
     busy: float
 
 
@@ -101,7 +102,8 @@ class Load:
         busy = _children_seconds() - before
         said = json.loads(done.stdout.splitlines()[-1])
         took = said["microseconds"] / 1e6
-        return Seen(said["requests"], said["failed"], took, said["p50"] / 1e3, said["p99"] / 1e3, busy / took)
+        p50, p99, p999 = (said[name] / 1e3 for name in ("p50", "p99", "p999"))
+        return Seen(said["requests"], said["failed"], took, p50, p99, p999, busy / took)
 
     def threads(self, connections: int, seconds: float, cores: Sequence[int]) -> Seen:
         """Send with threads of this process: works anywhere, and is slower than what it measures."""
@@ -134,9 +136,9 @@ class Load:
         for sender in senders:
             sender.join()
         took = time.monotonic() - began
-        cuts = statistics.quantiles(taken, n=100, method="inclusive") if len(taken) > 1 else [0.0] * 99
+        cuts = statistics.quantiles(taken, n=1000, method="inclusive") if len(taken) > 1 else [0.0] * 999
         busy = (time.process_time() - before) / took
-        return Seen(len(taken), len(failed), took, cuts[49] * 1e3, cuts[98] * 1e3, busy)
+        return Seen(len(taken), len(failed), took, cuts[499] * 1e3, cuts[989] * 1e3, cuts[998] * 1e3, busy)
 
 
 Client = Callable[[Load, int, float, Sequence[int]], Seen]

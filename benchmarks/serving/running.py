@@ -138,9 +138,15 @@ def running(contestant: Contestant, folder: Path, body: bytes, cores: Sequence[i
         "folder": folder,
         "workers": len(cores),
         "model": folder / TREES_FILE,
+        "paths": _PEERS if contestant.environment else os.pathsep.join([str(ROOT / "src"), str(folder)]),
     }
-    paths = _PEERS if contestant.environment else os.pathsep.join([str(ROOT / "src"), str(folder)])
-    env = {**os.environ, **_QUIET, "PYTHONPATH": str(paths), "MODEL": str(words["model"]), "PORT": str(port)}
+    env = {
+        **os.environ,
+        **_QUIET,
+        "PYTHONPATH": str(words["paths"]),
+        "MODEL": str(words["model"]),
+        "PORT": str(port),
+    }
     env["PATH"] = f"{words['bin']}{os.pathsep}{env['PATH']}"
     env |= {name: value.format(**words) for name, value in contestant.variables.items()}
     log = own / "server.log"

@@ -39,6 +39,24 @@ def table(measurements: Sequence[Measured], connections: Sequence[int]) -> Rows:
     return rows
 
 
+def collected(measurements: Sequence[Measured], connections: Sequence[int]) -> Rows:
+    """Give the table of one contestant after the other with its garbage collector set in several ways, its heading first."""
+    units = [
+        f"{unit} at {count}"
+        for unit in ("requests/s", "p50 ms", "p99 ms", "p99.9 ms")
+        for count in connections
+    ]
+    rows: Rows = [["contestant", "collector", *units]]
+    for measured in measurements:
+        if measured.seen:
+            contestant = measured.contestant
+            cells = [_text(measured.rate(count), ",.0f") for count in connections]
+            for of in (lambda seen: seen.p50_ms, lambda seen: seen.p99_ms, lambda seen: seen.p999_ms):
+                cells += [_text(measured.median(count, of), ".2f") for count in connections]
+            rows.append([contestant.name.partition(",")[0], contestant.collector, *cells])
+    return rows
+
+
 def _text(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
