@@ -96,7 +96,7 @@ def test_a_difference_on_a_live_row_lets_the_library_answer_from_then_on(
         assert (
             counted(server, "sameworld_rechecked_rows_total")[f'{{model="{model}",outcome="different"}}'] == 1
         )
-        assert counted(server, "sameworld_incidents_total")['{part="compiled trees"}'] == 1
+        assert counted(server, "sameworld_incidents_total")['{part="flat trees"}'] == 1
         status = server.send("GET", "/control/status")[1]
         assert [m["execution"] for m in status["models"] if m["model"] == model] == [f"library: {told}"]
 

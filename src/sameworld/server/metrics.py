@@ -36,7 +36,7 @@ _COUNTERS = {
     _REFUSED: ("Requests that could not be understood, by status.", ["status"]),
     _BROKEN: ("What broke, by part.", ["part"]),
     _RECHECKED: (
-        "Rows that compiled trees had answered and their library was asked about, too.",
+        "Rows that flat trees had answered and their library was asked about, too.",
         ["model", "outcome"],
     ),
 }
@@ -92,7 +92,7 @@ class Metrics:
         self._count(_REPEATED if repeated else _EVENTS, source, by=1 if repeated else events)
 
     def rechecked(self, model: str, rows: int, *, different: bool) -> None:
-        """Count rows that compiled trees had answered and their library, too; where one of them differs, all."""
+        """Count rows that flat trees had answered and their library, too; where one of them differs, all."""
         self._count(_RECHECKED, model, "different" if different else "equal", by=rows)
 
     def refused(self, status: int) -> None:

@@ -80,7 +80,7 @@ class Rechecking:
                 scorer.compiled.distrust(different)
                 if served.kept is not None:
                     served.kept.clear()
-                self._metrics.broken("compiled trees", f"{served.name}, {tier.name}: {different}")
+                self._metrics.broken("flat trees", f"{served.name}, {tier.name}: {different}")
 
         looked.add_done_callback(tell)
 

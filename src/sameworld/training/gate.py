@@ -116,7 +116,7 @@ def _takes(trees: Trees, rows: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _check_refusals(trees: Trees, says: Says, row: NDArray[np.float64]) -> None:
-    """See that the library does not take what compiled trees refuse: else its answer would be lost."""
+    """See that the library does not take what flat trees refuse: else its answer would be lost."""
     refused = [] if trees.takes_null else [np.nan]
     refused += [] if trees.largest == np.inf else [np.inf, 2 * trees.largest]
     for value in refused:
