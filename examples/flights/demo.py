@@ -1,6 +1,6 @@
 """The whole story on real flights: train in two worlds, serve, replay three months over HTTP, prove, compare, report.
 
-Run by `sameworld demo flights`; `--days N` replays only the first N days, for a quick look.
+Run by `sameworld demo flights`; `--days N` replays only the first N days, for a quick look, and `--store redis://...` serves from there.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("out", type=Path)
     arguments.add_argument("--days", type=int, default=92)
+    arguments.add_argument("--store", help="a Redis to serve from; the store of this host by default")
     options = arguments.parse_args()
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
@@ -136,6 +137,7 @@ def main() -> None:
         str(port),
     ]
     command += ["--replay", "--cutover", show.iso(UNTIL), "--durability", "process"]
+    command += ["--store", options.store] if options.store else []
     server = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
         played = run(play(port, server, tuple(routes), moments, feeds))

@@ -1,7 +1,6 @@
 """The flights tables keep the file's facts and put its local clocks on one UTC line."""
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,27 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-FILE = Path(__file__).parents[2] / "examples" / "flights" / "tables.py"
+FLIGHTS = Path(__file__).parents[2] / "examples" / "flights"
 
 ROWS = {"schedule": 336_776, "departures": 336_776, "arrivals": 336_776, "weather": 26_115}
-
-
-def load_tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("flights_tables", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tables = load_tables()
-    tables.fetch()
-    made: Path = tmp_path_factory.mktemp("flights") / "tables"
-    assert tables.lay_out(made) == ROWS
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +45,10 @@ def instants_of(flight_id: int) -> str:
     )
 
 
-def test_a_second_call_writes_nothing(folder: Path) -> None:
+def test_a_second_call_writes_nothing(tables: ModuleType, folder: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
-    assert load_tables().lay_out(folder) == ROWS
+    assert tables.lay_out(folder) == ROWS
 
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert sorted(before) == ["arrivals.parquet", "departures.parquet", "schedule.parquet", "weather.parquet"]
@@ -185,6 +166,6 @@ def test_the_weather_is_one_row_an_hour_and_airport(ask: Callable[[str], list[An
 
 def test_the_demo_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     # what it calls by name is there; the whole of it is `make demo`
-    monkeypatch.syspath_prepend(str(FILE.parent))
+    monkeypatch.syspath_prepend(str(FLIGHTS))
 
     assert importlib.import_module("demo").UNTIL == 1_380_600_000_000_000
