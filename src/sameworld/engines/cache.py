@@ -1,6 +1,7 @@
 """A cache in a folder, by content: an entry is a folder of files under the hash of everything they were made from. Shared by any number of processes.
 
-An entry appears whole, by one rename, or not at all; it never changes afterwards. A damaged one counts as absent. What is in a cache can be made
+An entry appears whole, by one rename, or not at all; it never changes afterwards. A damaged one counts as absent: files of other sizes, and small
+files of other contents. (Large ones are not read to see whether a disk has kept them.) What is in a cache can be made
 again, so it may be deleted at any time: files that a reader has open or mapped stay until it lets go of them, and one that meets a
 FileNotFoundError after `get` makes the entry again (or holds it with `pinned` from the beginning).
 
@@ -36,11 +37,12 @@ from sameworld.errors import DataError
 DEFAULT = Path(".sameworld/cache")
 """Where a world's cache lies, from the world's folder."""
 
-_FORMAT = 1
+_FORMAT = 2
 _ENTRY = "entry.json"
 _TMP, _LOCKS, _DIGESTS = "tmp", "locks", "digests.msgpack"
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _RACY_SECONDS = 2.0
+_SMALL = 1 << 16  # bytes; what says how the rest is to be read is no larger
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Entry:
 
 
 class _Stored(msgspec.Struct, frozen=True):
-    """What `entry.json` holds; `files` are the sizes of all other files."""
+    """What `entry.json` holds; `files` are the sizes of all other files, `digests` those of the contents of small ones."""
 
     format: int
     kind: str
@@ -75,6 +77,7 @@ class _Stored(msgspec.Struct, frozen=True):
     about: str
     parts: dict[str, Any]
     files: dict[str, int]
+    digests: dict[str, str]
     bytes: int
     created: float
 
@@ -103,20 +106,11 @@ class Cache:
 
     Args:
         folder: made when something is kept for the first time.
-        limit_bytes: when what is kept grows beyond it, a finished build trims it to nine tenths of it; not at all by default.
         clock: gives seconds since 1970.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        limit_bytes: int | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
         self.folder, self.clock = folder, clock
-        self._limit = limit_bytes
-        self._size: int | None = None  # of all entries when last looked at, and what was built here since
 
     def get(self, kind: str, key: str) -> Path | None:
         """Give a finished entry's folder, and note that it was used; None when there is none, or a damaged one."""
@@ -163,7 +157,8 @@ class Cache:
             yield Building(folder, path)
             files = {str(file.relative_to(folder)): file.stat().st_size for file in _files(folder)}
             size = sum(files.values())
-            stored = _Stored(_FORMAT, kind, key, about, dict(parts), files, size, self.clock())
+            digests = {name: _digest(folder / name) for name, length in files.items() if length <= _SMALL}
+            stored = _Stored(_FORMAT, kind, key, about, dict(parts), files, digests, size, self.clock())
             (folder / _ENTRY).write_bytes(msgspec.json.format(msgspec.json.encode(stored), indent=1))
             os.utime(folder / _ENTRY, (stored.created, stored.created))
             # A power cut must not leave files of the right size and other contents. It may well lose the entry.
@@ -171,7 +166,6 @@ class Cache:
                 _sync(file)
             _sync(folder)
             self._publish(folder, path)
-        self._keep_to_limit(size)
 
     @contextmanager
     def lock(self, kind: str, key: str) -> Generator[None]:
@@ -246,18 +240,6 @@ class Cache:
             if _read(path) is not None:
                 return  # another process was first
             self._take_away(path)
-
-    def _keep_to_limit(self, added: int) -> None:
-        if self._limit is None:
-            return
-        if self._size is None:
-            self._size = sum(entry.bytes for entry in self.entries())
-        else:
-            self._size += added
-        if self._size > self._limit:
-            self._size = None
-            with suppress(OSError):
-                self.trim(self._limit - self._limit // 10)
 
     def _remove(self, entry: Entry) -> bool:
         """Take an entry away that nobody has pinned, or used since it was looked at."""
@@ -335,6 +317,8 @@ def _read(folder: Path) -> Entry | None:
             (folder / name).stat().st_size != size for name, size in stored.files.items()
         ):
             return None
+        if any(_digest(folder / name) != digest for name, digest in stored.digests.items()):
+            return None
     except (OSError, ValueError):
         return None
     return Entry(
@@ -347,6 +331,10 @@ def _read(folder: Path) -> Entry | None:
         used,
         folder,
     )
+
+
+def _digest(path: Path) -> str:
+    return _blake2b(path.read_bytes()).hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:
@@ -416,8 +404,8 @@ def fingerprint_of_files(
     return result
 
 
-def _blake2b() -> hashlib.blake2b:
-    return hashlib.blake2b(digest_size=16)
+def _blake2b(content: bytes = b"") -> hashlib.blake2b:
+    return hashlib.blake2b(content, digest_size=16)
 
 
 def _marks(status: os.stat_result) -> str:

@@ -283,7 +283,10 @@ class DuckDBEngine:
 
     def codes(self, entities: Path, grouping: Grouping, schema: Schema, asked: Asked) -> NDArray[np.int64]:
         # Read by Arrow, whose error is told apart from one of the source's data: whoever trims the cache may have taken it away.
-        known = pq.read_table(entities)
+        try:
+            known = pq.read_table(entities)
+        except pa.ArrowException as error:
+            raise OSError(f"{entities} cannot be read: {error}") from error
         with asked_table(self._con, grouping, schema, asked.keys):
             self._con.register("known_entities", known)
             codes = codes_of(self._con, grouping, "known_entities", asked.at.shape[0])
