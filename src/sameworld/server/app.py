@@ -116,6 +116,7 @@ class Server:
     def start(self) -> None:
         """Load models, begin to keep guarded processes alive and to follow what is recorded; needs a running loop."""
         self._rotating.start()
+        self._writer.submit(int)  # so that the first event finds its thread there
         self._loading = self.portfolio.start(self.store)
         self.control.start()
         if self.store.shared is not None:
