@@ -88,7 +88,8 @@ def main() -> int:
     taking_part: list[Measured] = []
     collectors = COLLECTORS if given.collectors else ("own",)
     for name, collector in itertools.product(given.only or CONTESTANTS, collectors):
-        measured = Measured(with_collector(CONTESTANTS[name], collector), missing(CONTESTANTS[name]))
+        contestant = with_collector(CONTESTANTS[name], collector) if given.collectors else CONTESTANTS[name]
+        measured = Measured(contestant, missing(contestant))
         taking_part.append(measured)
         if measured.left_out:
             say(f"{name} is left out: {measured.left_out}")

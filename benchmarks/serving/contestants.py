@@ -54,16 +54,20 @@ class Contestant:
         return self.model == "honest"
 
 
+COLLECTIONS = "collections"
+"""The file, in the benchmark's folder, with the microseconds of each."""
 COLLECTORS = ("own", "python", "off")
 """How Python's garbage collector may be set: as the contestant does it, as Python does where nobody says anything, or not at all."""
 
 
 def with_collector(contestant: Contestant, collector: str) -> Contestant:
-    """Give a contestant whose garbage collector is set otherwise, in all its processes."""
-    if collector == "own":
-        return contestant
+    """Give a contestant whose garbage collector is watched, and set otherwise or not, in all its processes."""
     paths = [str(Path(__file__).parent / "collector"), "{paths}"]
-    hook = {"PYTHONPATH": os.pathsep.join(paths), "COLLECTOR": collector}
+    hook = {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "COLLECTOR": collector,
+        "COLLECTIONS": f"{{folder}}/{COLLECTIONS}",
+    }
     name = f"{contestant.name}, collector {collector}"
     return replace(contestant, name=name, collector=collector, variables={**contestant.variables, **hook})
 

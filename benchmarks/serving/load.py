@@ -19,6 +19,7 @@ def pinned(command: Sequence[str], cores: Sequence[int]) -> list[str]:
     return ["taskset", "-c", ",".join(map(str, cores)), *command]
 
 
+_JSON = {"content-type": "application/json"}
 _SCRIPT = """
 local method, headers, bodies, wanted = "POST", {["Content-Type"] = "application/json"}, {}, {WANTED}
 local requests, turn = {}, 0
@@ -116,7 +117,7 @@ class Load:
             while time.monotonic() < until:
                 began = time.perf_counter()
                 try:
-                    connection.request("POST", self.path, bodies[turn % len(bodies)])
+                    connection.request("POST", self.path, bodies[turn % len(bodies)], _JSON)
                     response = connection.getresponse()
                     said = response.read().decode()
                 except (OSError, HTTPException):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.serving.contestants import Contestant
+from benchmarks.serving.contestants import COLLECTIONS, Contestant
 from benchmarks.serving.load import Client, Load, Seen
 from benchmarks.serving.running import NotRunningError, Server, machine_seconds, running
 from benchmarks.serving.world import entities, lightgbm_says, rows
@@ -36,6 +36,7 @@ class Measured:
         start_seconds: until the first answer, a round.
         seen, processor_seconds: connections -> what was seen, and what the server took meanwhile, a round.
         others: the share of a core that neither server nor client used, a load.
+        collections: connections -> what each collection of garbage took, in milliseconds of processor time; where they are watched.
     """
 
     contestant: Contestant
@@ -44,6 +45,7 @@ class Measured:
     seen: dict[int, list[Seen]] = field(default_factory=dict[int, list[Seen]])
     processor_seconds: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
     others: list[float] = field(default_factory=list[float])
+    collections: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
 
     def median(self, connections: int, of: Callable[[Seen], float]) -> float | None:
         """Give the median of the rounds, None when there was none."""
@@ -130,6 +132,7 @@ class Runner:
                 measured.start_seconds.append(server.seconds)
                 load = Load(server.port, contestant.path, file, contestant.wanted)
                 self.client(load, 16, warm_seconds, self.client_cores)
+                known = len(self._collections())
                 for count in connections:
                     before, machine, began = server.processor_seconds(), machine_seconds(), time.monotonic()
                     seen = self.client(load, count, seconds, self.client_cores)
@@ -139,6 +142,9 @@ class Runner:
                     measured.seen.setdefault(count, []).append(seen)
                     measured.processor_seconds.setdefault(count, []).append(took)
                     measured.others.append(others)
+                    all_collections = self._collections()
+                    measured.collections.setdefault(count, []).extend(all_collections[known:])
+                    known = len(all_collections)
                     self.say(
                         f"{contestant.name}, {count} connections: {seen.requests / seen.seconds:,.0f} a second, p50 {seen.p50_ms:.2f} ms, "
                         f"p99 {seen.p99_ms:.1f} ms, {took / max(seen.requests, 1) * 1e6:.0f} us, {seen.failed} failed; client {seen.busy:.0%} busy, others {others:.0%}"
@@ -146,6 +152,11 @@ class Runner:
         except NotRunningError as error:
             measured.left_out = str(error)
             self.say(f"{contestant.name} is left out: {error}")
+
+    def _collections(self) -> list[float]:
+        """Give what each collection of garbage has taken so far, where they are watched, in milliseconds."""
+        file = self.folder / COLLECTIONS
+        return [int(line) / 1e3 for line in file.read_text().split()] if file.exists() else []
 
     def _check(self, server: Server, bodies: Sequence[bytes]) -> None:
         """Ask different rows at the same moment: does every caller get its own row's answer, to the last bit?"""

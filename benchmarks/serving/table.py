@@ -41,18 +41,20 @@ def table(measurements: Sequence[Measured], connections: Sequence[int]) -> Rows:
 
 def collected(measurements: Sequence[Measured], connections: Sequence[int]) -> Rows:
     """Give the table of one contestant after the other with its garbage collector set in several ways, its heading first."""
-    units = [
-        f"{unit} at {count}"
-        for unit in ("requests/s", "p50 ms", "p99 ms", "p99.9 ms")
-        for count in connections
-    ]
+    kinds = ("requests/s", "CPU µs", "p50 ms", "p99 ms", "p99.9 ms", "collections a 1,000 requests", "CPU ms of the longest")  # fmt: skip
+    units = [f"{kind} at {count}" for kind in kinds for count in connections]
     rows: Rows = [["contestant", "collector", *units]]
     for measured in measurements:
         if measured.seen:
             contestant = measured.contestant
             cells = [_text(measured.rate(count), ",.0f") for count in connections]
+            cells += [_text(measured.processor_microseconds(count), ",.0f") for count in connections]
             for of in (lambda seen: seen.p50_ms, lambda seen: seen.p99_ms, lambda seen: seen.p999_ms):
                 cells += [_text(measured.median(count, of), ".2f") for count in connections]
+            for count in connections:
+                asked = sum(seen.requests for seen in measured.seen[count])
+                cells.append(f"{len(measured.collections[count]) / max(asked, 1) * 1e3:.3g}")
+            cells += [f"{max(measured.collections[count], default=0.0):.2g}" for count in connections]
             rows.append([contestant.name.partition(",")[0], contestant.collector, *cells])
     return rows
 
