@@ -151,6 +151,21 @@ def test_a_users_subclass_is_not_taken_for_the_librarys_own() -> None:
     assert gate.refused == "Hers is no ensemble of trees that is known here"
 
 
+def test_a_library_that_takes_other_rows_than_was_thought_is_refused() -> None:
+    estimator = fitted(LGBMClassifier(), ROWS, probability=True)
+    says = says_of(estimator, probability=True)
+    trees = flat_trees(estimator, COLUMNS, probability=True)
+
+    def picky(rows: Rows) -> Rows:
+        if np.isinf(rows).any():
+            raise ValueError("no infinities here")
+        return says(rows)
+
+    assert judged(trees, picky, ROWS, ENCODINGS).refused.endswith("does not take a row: no infinities here")
+    timid = msgspec.structs.replace(trees, takes_null=False, library="lightgbm")
+    assert judged(timid, says, ROWS, ENCODINGS) == Gate("lightgbm takes nan, which it was thought not to")
+
+
 def wrong_at_ties(trees: Trees) -> Trees:
     nodes = trees.arrays[0].copy()
     inner = np.flatnonzero(nodes["left"] != np.arange(nodes.size))

@@ -277,8 +277,7 @@ def list_models(world: Path, as_json: bool, url: str) -> None:
         show.json_out(told)
         return
     for model in told["models"]:
-        said = f"  {model['execution']}" if model["execution"] else ""
-        show.out.print(f"{model['model']}={model['version']}{said}", markup=False)
+        show.out.print(f"{model['model']}={model['version']}", markup=False)
 
 
 @models.command()

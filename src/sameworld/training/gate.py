@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from lightgbm.basic import LightGBMError
 from numpy.typing import NDArray
 
 from sameworld.training.encoding import ColumnEncoding
@@ -83,6 +84,8 @@ def judged(trees: Trees, says: Says, rows: NDArray[np.float64], encodings: Seque
         _check_refusals(trees, says, rows[:1])
     except RefusedError as refused:
         return Gate(str(refused))
+    except (ValueError, LightGBMError) as error:  # it was thought to take such a row
+        return Gate(f"{trees.library} does not take a row: {error}")
     return Gate("", compared, placed)
 
 

@@ -26,8 +26,6 @@ SET = np.dtype([("column", "i4"), ("first", "i4"), ("count", "i4")], align=True)
 """Categories that go to the left: a column, and its bits in some words of 64."""
 _GROUP = 8
 _LINKS = ("identity", "logistic", "exponential")
-Missing = Literal[0, 1, 2]
-"""What a column's nulls are: 0 nulls, 1 zeros; 2 means that zeros are nulls, too."""
 
 
 class Trees(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -38,7 +36,7 @@ class Trees(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         nodes, values: of all trees, `NODE` and float64: what a leaf adds.
         roots: int32, where each tree begins, in the order of summation.
         sets, words: of categories, `SET` and uint64.
-        missing: uint8, one a column; see `Missing`.
+        missing: uint8, one a column: 0 where nulls are nulls, 1 where they are zeros, 2 where zeros are nulls, too.
         zero: values no farther from zero than this are zeros.
         narrow, single: whether values, and sums, are float32.
         start: where the sum begins.
@@ -85,11 +83,6 @@ class Trees(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return (
             self.zero, self.narrow, self.single, self.start, self.divide, _LINKS.index(self.link), self.slope
         )  # fmt: skip
-
-    @property
-    def size(self) -> int:
-        """How many bytes they take."""
-        return sum(array.nbytes for array in self.arrays)
 
     def raw_of(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Give what the library says of every row of an encoded matrix in C order, shape (rows,).
