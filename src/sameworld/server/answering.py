@@ -326,8 +326,10 @@ class Answering:
             mine, once, back = alike(rows_of(own), seen.different)
             if once is not None:
                 rows, vectors = rows[once], [vectors[place] for place in once.tolist()]
-            scorer = tier.scorer or served.bundle.scorer
-            says = scorer.scores_of if served.ranks is None else scorer.raw_of
+            if served.ranks is None:
+                says = (tier.scorer or served.bundle).scores_of
+            else:
+                says = (tier.scorer or served.bundle.scorer).raw_of
             ages: list[int | None] = []
             if served.kept is None:
                 values = says(rows)
