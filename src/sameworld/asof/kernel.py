@@ -237,7 +237,7 @@ def slide(
 TURN = np.int64(0x7FFFFFFFFFFFFFFF)
 _BITS = 4
 _BLOCK = 1 << _BITS
-_LEAST_KEY = np.int64(-(2**63))
+_LEAST_KEY = -(2**63)
 
 
 @compiled()
