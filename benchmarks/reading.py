@@ -1,9 +1,10 @@
 """What it costs to read the features of one request, and how little it matters what else is defined.
 
-    python -m benchmarks.reading [--requests 20_000] [--models 1,30,300] [--folder DIR]
+    python -m benchmarks.reading [--requests 20_000] [--models 1,30,300] [--hot 1_000,1_000_000] [--folder DIR]
 
 One source of 50,000 rows by four keys of 1,000 entities each. Every model has 200 features: five aggregations of five columns by each key, over two windows of
-its own. A request reads those of one model, for four entities at random.
+its own. A request reads those of one model, for four entities at random. Then, with `--hot`, a single entity that has so many rows in all its windows is
+read, and one event at a time is added to it.
 """
 
 from __future__ import annotations
@@ -74,17 +75,55 @@ def measure(store: OnlineStore, wanted: Sequence[Aggregate], requests: int) -> t
     return took, found
 
 
+def hot(rows: int, folder: Path, engine: DuckDBEngine) -> tuple[list[float], list[float]]:
+    """Give the microseconds of reads of an entity with so many rows in its windows, and those of taking one more event of it."""
+    now = time.time_ns() // 1000
+    table = pa.table(
+        {
+            "user": ["hot"] * rows,
+            "amount": np.random.default_rng(1).lognormal(3, 1, rows),
+            "at": pa.array(now - 24 * HOUR + np.arange(rows) * (23 * HOUR // rows), INSTANT),
+        }
+    )
+    source = sw.Source("rows", table, event_time="at", available_at=sw.at_event_time())
+    user = source.by("user")
+    wanted = aggregates_of(getattr(user, name)("amount", over="1d") for name in ("sum", "std", "max", "last"))
+    schemas = {source.content: engine.describe(source.data, "rows")}
+    store = OnlineStore(folder, groupings_of(wanted), schemas, durability="process")
+    store.fill(engine)
+    reads: list[float] = []
+    taken: list[float] = []
+    for number in range(220 if rows < 100_000 else 70):
+        began = time.perf_counter()
+        with store.snapshot() as snapshot:
+            snapshot.columns(store.groupings, {"user": ["hot"]}, snapshot.moment())
+        reads.append((time.perf_counter() - began) * 1e6)
+        at = np.datetime64(time.time_ns() // 1000, "us")
+        began = time.perf_counter()
+        store.commit(
+            [
+                store.prepare(
+                    "rows", str(number), f'[{{"user": "hot", "amount": 1.5, "at": "{at}Z"}}]'.encode()
+                )
+            ]
+        )
+        taken.append((time.perf_counter() - began) * 1e6)
+    store.close()
+    return reads[20:], taken[20:]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--models", default="1,30,300", help="how many models are defined, one line each")
+    parser.add_argument("--hot", default="", help="rows of a single entity, one line each")
     parser.add_argument("--folder", help="where the state lies; a temporary folder by default")
     given = parser.parse_args()
     source = sw.Source("rows", rows(), event_time="at", available_at=sw.at_event_time())
     engine = DuckDBEngine(threads=1)
     schemas = {source.content: engine.describe(source.data, "rows")}
     print("| models | features defined | features read | p50 µs | p99 µs |\n| --- | --- | --- | --- | --- |")
-    for models in map(int, given.models.split(",")):
+    for models in map(int, filter(None, given.models.split(","))):
         defined = [feature for model in range(models) for feature in features(source, model)]
         with tempfile.TemporaryDirectory(dir=given.folder) as folder:
             groupings = groupings_of(defined)
@@ -94,6 +133,12 @@ def main() -> None:
             store.close()
         names = {column for feature in defined for column in feature.columns}
         print(f"| {models} | {len(names):,} | {found} | {np.percentile(took, 50):.0f} | {np.percentile(took, 99):.0f} |", flush=True)  # fmt: skip
+    if given.hot:
+        print("\n| rows of an entity | read p50, p99 µs | one event taken p50, p99 µs |\n| --- | --- | --- |")
+    for count in map(int, filter(None, given.hot.split(","))):
+        with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+            found = [np.percentile(took, [50, 99]) for took in hot(count, Path(folder) / "state", engine)]
+        print(f"| {count:,} | {' | '.join(f'{p50:,.0f}, {p99:,.0f}' for p50, p99 in found)} |", flush=True)
 
 
 if __name__ == "__main__":

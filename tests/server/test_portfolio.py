@@ -17,7 +17,7 @@ from sameworld.cli.serving import status_cells
 from sameworld.errors import BundleError
 from sameworld.server.app import Server
 from sameworld.server.run import fill
-from sameworld.stores.online import Snapshot
+from sameworld.stores.snapshot import Snapshot
 
 MORE = """
 def another(name, **more):

@@ -9,22 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import secrets
 import shutil
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any
 
-import duckdb
 import lmdb
-import numpy as np
-import pyarrow as pa
 
-from sameworld.asof.column import Column
 from sameworld.asof.plan import Grouping
 from sameworld.definitions.source import Source
 from sameworld.engines.duckdb import DuckDBEngine
@@ -32,6 +26,17 @@ from sameworld.errors import ReplayOrderError, RequestError, StoreError, nearest
 from sameworld.stores import event_log, filling
 from sameworld.stores.chunks import Layout
 from sameworld.stores.clock import Clock, SystemClock
+from sameworld.stores.deliveries import (
+    Incoming,
+    Logged,
+    Taken,
+    digest_of,
+    in_parts,
+    prepare_all,
+    read_logged,
+    repeated,
+    too_early,
+)
 from sameworld.stores.event_log import Delivery
 from sameworld.stores.keeping import (
     NOTHING,
@@ -39,7 +44,6 @@ from sameworld.stores.keeping import (
     KeptSource,
     Written,
     definition_of,
-    has_all,
     keep,
     kept_in,
     planned,
@@ -50,172 +54,12 @@ from sameworld.stores.keeping import (
 from sameworld.stores.lmdb import CHUNK_ROWS, Index, Reach, check_room
 from sameworld.stores.prepared import Prepared
 from sameworld.stores.record_log import Durability, RecordLog
-from sameworld.stores.view import IndexView, View, Wanted
-
-if TYPE_CHECKING:
-    from sameworld.stores.redis import Shared
+from sameworld.stores.snapshot import Asks, Snapshot, wanted
+from sameworld.stores.view import IndexView, SharedStore
 
 Say = Callable[[str], None]
-_TOGETHER_BYTES = 4 << 20
-_NONE = Prepared(pa.schema([]), [])
 _FORMAT = 2
 """Of the index: one of another is dropped and filled again."""
-
-
-@dataclass(frozen=True)
-class Taken:
-    """An acknowledged delivery: how many events it has, and whether it had been taken before."""
-
-    accepted: int
-    repeated: bool
-    sequence: int
-
-
-@dataclass(frozen=True)
-class Incoming:
-    """A delivery on its way in, its events read already.
-
-    Args:
-        events: as they came.
-        raw: the same as a table in the source's schema.
-    """
-
-    source: str
-    key: str
-    events: bytes
-    raw: pa.Table
-
-
-class _Coming(NamedTuple):
-    """A logged delivery on its way into the index, and its prepared rows."""
-
-    delivery: Delivery
-    digest: bytes
-    rows: Prepared
-
-
-Asks = Callable[[], Iterable[tuple[Sequence[Grouping], Mapping[str, Sequence[Any]]]]]
-"""Gives groupings and the requests' fields they will be read for, as `Snapshot.aggregates` takes them."""
-
-
-class Reading(Protocol):
-    """What snapshots need of the store that opens them."""
-
-    @property
-    def clock(self) -> Clock: ...
-    @property
-    def folder(self) -> Path: ...
-    def reach(self, grouping: Grouping) -> Reach: ...
-
-
-def wanted(store: Reading, asked: Iterable[tuple[Sequence[Grouping], Mapping[str, Sequence[Any]]]]) -> Wanted:
-    """Give how far reads reach and of which entities."""
-    found: list[tuple[Reach, list[tuple[Any, ...]]]] = []
-    for groupings, fields in asked:
-        for grouping in groupings:
-            keys = list(zip(*(fields[key] for key in grouping.keys), strict=True))
-            found.append((store.reach(grouping), [key for key in keys if None not in key]))
-    return found
-
-
-class Snapshot:
-    """One consistent view of the store. Close it soon."""
-
-    def __init__(self, store: Reading, view: View) -> None:
-        self._store = store
-        self._view = view
-        self.sequence: int = view.sequence
-        self.stamp: int = view.stamp
-        # What one model's reads fetched or computed, another's take: rows by entity, and the same reads of the same entities.
-        self._fetched: dict[Any, tuple[Reach, dict[tuple[Any, ...], list[Any]]]] = {}
-        self._read: dict[Any, dict[str, Column]] = {}
-        self._kept = view.kept.groupings
-        self._filled: set[int] = set()
-
-    def __enter__(self) -> Snapshot:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._view.close()
-
-    def moment(self) -> int:
-        """Give the moment of this snapshot: now, and after everything that is in it."""
-        return max(self._store.clock.now(), self.stamp + 1)
-
-    def latest(self) -> Mapping[str, int]:
-        """Give source content -> when its latest row became readable, in microseconds; nothing of a source that never had one."""
-        return self._view.latest
-
-    def unfilled(self, groupings: Sequence[Grouping]) -> StoreError | None:
-        """Give why groupings cannot be read yet; None when they can."""
-        for grouping in groupings:
-            if id(grouping) in self._filled:
-                continue
-            reach = self._store.reach(grouping)
-            place = self._kept.get(reach.content)
-            if place is None or not has_all(place, reach):
-                return StoreError(
-                    f"The rows of source {grouping.source.name!r} by {', '.join(grouping.keys)} are not filled.",
-                    where=str(self._store.folder),
-                    do="fill the store; a server that serves other models may have written to it.",
-                )
-            self._filled.add(id(grouping))
-        return None
-
-    def aggregates(
-        self, groupings: Sequence[Grouping], fields: Mapping[str, Sequence[Any]], t: int
-    ) -> dict[str, pa.Array]:
-        """Give every read of every grouping as an array; see `columns`."""
-        return {name: column.arrow() for name, column in self.columns(groupings, fields, t).items()}
-
-    def columns(
-        self, groupings: Sequence[Grouping], fields: Mapping[str, Sequence[Any]], t: int
-    ) -> dict[str, Column]:
-        """Give every read of every grouping for a batch of requests at one moment.
-
-        Args:
-            groupings: what to read.
-            fields: request field -> values, one a request; instants in microseconds.
-            t: the moment.
-        """
-        if unfilled := self.unfilled(groupings):
-            raise unfilled
-        result: dict[str, Column] = {}
-        for grouping in groupings:
-            reach = self._store.reach(grouping)
-            place = self._kept[reach.content]
-            keys = list(zip(*(fields[key] for key in grouping.keys), strict=True))
-            same = (id(reach), t, *keys)
-            values = self._read.get(same)
-            if values is None:
-                values = self._read[same] = self._values(place.prefix, reach, keys, t)
-            result.update(values)
-        return result
-
-    def _values(
-        self, prefix: bytes, reach: Reach, keys: Sequence[tuple[Any, ...]], t: int
-    ) -> dict[str, Column]:
-        different = dict.fromkeys(keys)
-        rows, starts, texts = reach.layout.together(self._chunks(prefix, reach, list(different), t))
-        places = None
-        if len(different) < len(keys):
-            numbers = {key: number for number, key in enumerate(different)}
-            places = np.array([numbers[key] for key in keys], np.int64)
-        return reach.reads.values(rows, starts, t, texts, places)
-
-    def _chunks(
-        self, prefix: bytes, reach: Reach, keys: Sequence[tuple[Any, ...]], t: int
-    ) -> list[list[Any]]:
-        """Fetch entities' chunks, or take those that another model's reads fetched, where they go as far."""
-        fetched = self._fetched.get((prefix, t))
-        if fetched is None or not (fetched[0] is reach or fetched[0].goes_as_far_as(reach)):
-            fetched = self._fetched[prefix, t] = (reach, {})
-        known = fetched[1]
-        missing = [key for key in keys if key not in known]
-        if missing:
-            chunks = self._view.chunks_of(prefix, fetched[0], missing, t)
-            known.update(zip(missing, chunks, strict=True))
-        return [known[key] for key in keys]
 
 
 class OnlineStore:
@@ -245,7 +89,7 @@ class OnlineStore:
         clock: Clock | None = None,
         chunk_rows: int = CHUNK_ROWS,
         sources: Sequence[Source] = (),
-        shared: Shared | None = None,
+        shared: SharedStore | None = None,
         follow: bool = False,
     ) -> None:
         check_room(folder)
@@ -446,23 +290,23 @@ class OnlineStore:
         """
         answers: list[Taken | Exception] = []
         before = self._written_now()
-        prepared = _prepared(group, before)
+        prepared = prepare_all(group, before)
         with self.index.write() as txn:
             self.catch_up(txn)
             written = self.written(txn)
             if any(before[one.source] is not written[one.source] for one in group):  # a filling has ended
-                prepared = _prepared(group, written)
-            fresh: list[_Coming] = []
+                prepared = prepare_all(group, written)
+            fresh: list[Logged] = []
             digests: dict[str, bytes] = {}
             firsts: dict[tuple[str, str], int] = {}
             last = self.index.get(txn, "stamp", 0)
             passed = self.index.get(txn, "passed", 0)
             sequence = self.log.next_number
             for incoming, rows in zip(group, prepared, strict=True):
-                digest = _digest(incoming.source, incoming.events)
+                digest = digest_of(incoming.source, incoming.events)
                 known = digests.get(incoming.key) or self.index.delivery(txn, incoming.key)
                 if known is not None:
-                    answers.append(_repeated(incoming, known, digest, sequence))
+                    answers.append(repeated(incoming, known, digest, sequence))
                 elif isinstance(rows, Exception):
                     answers.append(rows)
                 elif self.replay and (early := self._early(txn, incoming.source, rows, passed, firsts)):
@@ -473,7 +317,7 @@ class OnlineStore:
                     content = written[incoming.source].source.content
                     stamp = 0 if self.replay else last
                     delivery = Delivery(stamp, incoming.source, content, incoming.key, incoming.events, self.clock.now())  # fmt: skip
-                    fresh.append(_Coming(delivery, digest, rows))
+                    fresh.append(Logged(delivery, digest, rows))
                     digests[incoming.key] = digest
                     answers.append(Taken(len(rows), False, sequence))
             if fresh:
@@ -518,7 +362,7 @@ class OnlineStore:
         passed: int,
         firsts: dict[tuple[str, str], int],
     ) -> ReplayOrderError | None:
-        return _too_early(source, rows, passed) or self._before_its_first(txn, source, rows, firsts)
+        return too_early(source, rows, passed) or self._before_its_first(txn, source, rows, firsts)
 
     def _before_its_first(
         self, txn: lmdb.Transaction, name: str, rows: Prepared, firsts: dict[tuple[str, str], int]
@@ -567,9 +411,7 @@ class OnlineStore:
                 self.index.put(txn, "floor", t)
             return True
 
-    def _apply(
-        self, txn: lmdb.Transaction, written: Mapping[str, Written], coming: Sequence[_Coming]
-    ) -> None:
+    def _apply(self, txn: lmdb.Transaction, written: Mapping[str, Written], coming: Sequence[Logged]) -> None:
         """Take logged deliveries into the index, those of each source together."""
         by_source: dict[str, list[tuple[Prepared, int]]] = {}
         for delivery, digest, rows in coming:
@@ -591,8 +433,8 @@ class OnlineStore:
         applied = self.index.get(txn, "sequence", 0)
         if applied < self.log.next_number:
             written = self.written(txn)
-            for some in _in_parts(event_log.deliveries(self.folder / "events", applied)):
-                self._apply(txn, written, _read(some, written))
+            for some in in_parts(event_log.deliveries(self.folder / "events", applied)):
+                self._apply(txn, written, read_logged(some, written))
             self._advance(txn)
         return self.kept(txn)
 
@@ -643,58 +485,6 @@ def _unfilled(
     ]
 
 
-def _digest(source: str, events: bytes) -> bytes:
-    return hashlib.blake2b(source.encode() + b"\0" + events, digest_size=16).digest()
-
-
-def _prepared(group: Sequence[Incoming], written: Mapping[str, Written]) -> list[Prepared | Exception]:
-    """Give the prepared rows of deliveries, in one query a source; an exception for those that cannot be prepared."""
-    result: list[Prepared | Exception] = [_NONE] * len(group)
-    for name in {incoming.source for incoming in group}:
-        places = [place for place, incoming in enumerate(group) if incoming.source == name]
-        try:
-            tables = written[name].prepare([group[place].raw for place in places])
-        except duckdb.Error:
-            tables = [_prepared_alone(group[place], written[name]) for place in places]
-        for place, table in zip(places, tables, strict=True):
-            result[place] = table
-    return result
-
-
-def _prepared_alone(incoming: Incoming, written: Written) -> Prepared | Exception:
-    try:
-        return written.prepare([incoming.raw])[0]
-    except duckdb.Error as error:
-        return error
-
-
-def _in_parts(logged: Iterable[tuple[int, Delivery]]) -> Iterator[list[Delivery]]:
-    """Give deliveries in groups of bounded size."""
-    some, size = list[Delivery](), 0
-    for _, delivery in logged:
-        some.append(delivery)
-        size += len(delivery.events)
-        if size > _TOGETHER_BYTES:
-            yield some
-            some, size = [], 0
-    if some:
-        yield some
-
-
-def _read(deliveries: Sequence[Delivery], written: Mapping[str, Written]) -> list[_Coming]:
-    """Read and prepare logged deliveries; those of sources that are not known any more have no rows."""
-    known = [d for d in deliveries if d.source in written]
-    group = [Incoming(d.source, d.key, d.events, written[d.source].reader.read(d.events)) for d in known]
-    prepared = iter(_prepared(group, written))
-    result: list[_Coming] = []
-    for delivery in deliveries:
-        rows = next(prepared) if delivery.source in written else _NONE
-        if isinstance(rows, Exception):
-            raise rows
-        result.append(_Coming(delivery, _digest(delivery.source, delivery.events), rows))
-    return result
-
-
 def _by_name(groupings: Sequence[Grouping], sources: Sequence[Source]) -> dict[str, Source]:
     """Give source name -> source, of groupings and of others."""
     by_content = {grouping.source.content: grouping.source for grouping in groupings}
@@ -721,24 +511,3 @@ def _drop_after_power_cut(folder: Path) -> None:
         if not recorded.exists() or recorded.read_text() != now:
             shutil.rmtree(folder / "index", ignore_errors=True)
             recorded.write_text(now)
-
-
-def _too_early(source: str, rows: Prepared, passed: int) -> ReplayOrderError | None:
-    early = [time for time in rows.values("available_at") if time is not None and time < passed]
-    if not early:
-        return None
-    return ReplayOrderError(
-        f"{len(early)} events of source {source!r} became readable before a moment that has passed.",
-        expected=f"available times of at least {passed} us", found=f"{min(early)} us", do="replay events and requests in the order of time.",
-    )  # fmt: skip
-
-
-def _repeated(incoming: Incoming, known: bytes, digest: bytes, sequence: int) -> Taken | RequestError:
-    if known == digest:
-        return Taken(incoming.raw.num_rows, True, sequence)
-    return RequestError(
-        f"The delivery key {incoming.key!r} was used for other events.",
-        where=f"source {incoming.source!r}",
-        expected="the same events under the same key",
-        do="give every delivery its own Idempotency-Key.",
-    )

@@ -78,3 +78,33 @@ class SharedView:
 
     def close(self) -> None:
         pass
+
+
+class SharedStore(Protocol):
+    """What one host publishes and several read; `sameworld.testing.stores` has what an adapter must show."""
+
+    published: int
+    """The last sequence that was published from here."""
+
+    @property
+    def away(self) -> bool:
+        """Whether it did not answer when something was last published."""
+        ...
+
+    def kept(self) -> Kept:
+        """Give what the publishing host keeps, or raise a StoreError."""
+        ...
+
+    def view(self, wanted: Wanted, t: int) -> View:
+        """Fetch rows as of one sequence, for a moment that is not before `t`, or raise a StoreError."""
+        ...
+
+    def publish(self, index: Index) -> bool:
+        """Bring it up to what the index has, all at once; give whether that could be done by what has changed."""
+        ...
+
+    def heal(self, index: Index) -> None:
+        """Bring it up to what the index has, whatever was lost."""
+        ...
+
+    def close(self) -> None: ...
