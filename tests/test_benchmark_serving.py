@@ -63,3 +63,19 @@ def test_answer_that_is_not_lightgbms_is_wrong(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(runner.WrongError) as raised:
         checking._check(Server(), [b"", b""])  # pyright: ignore
     assert str(raised.value) == "FastAPI: row 1 of 48 sent at once\n  expected: 0.25\n  found: 0.250000000001"
+
+
+@pytest.mark.parametrize(("collector", "enabled"), [("own", "False"), ("python", "True"), ("off", "False")])
+def test_collections_are_watched_and_what_is_said_to_the_collector_is_heard_of_its_own_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, collector: str, enabled: str
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.serving import contestants
+
+    hooked = contestants.with_collector(contestants.CONTESTANTS["FastAPI"], collector)
+    given = {name: value.format(folder=tmp_path, paths="") for name, value in hooked.variables.items()}
+    says = "import gc; gc.collect(); gc.disable(); print(gc.isenabled())"
+    done = subprocess.run([sys.executable, "-c", says], env={**os.environ, **given}, capture_output=True, text=True, check=True)  # fmt: skip
+
+    assert done.stdout.strip() == enabled
+    assert int((tmp_path / contestants.COLLECTIONS).read_text().split()[-1]) >= 0
