@@ -115,7 +115,7 @@ def test_what_may_be_kept_of_nobody_is_an_error(trained_world: SmallWorld, tmp_p
 
     arguments = ["serve", "plain", "--world", str(trained_world.file), "--registry", str(trained_world.folder / "registry")]  # fmt: skip
     for told, said in (
-        ("plane=1MB", "Model 'plane' is not served.\n  in: --cache\n  expected: nearest: plain\n  do: correct its name."),
+        ("plane=1MB", "There is no model 'plane'.\n  in: --cache\n  expected: nearest: plain\n  do: correct its name."),
         ("plain", "It is not said how much is kept of which model."),
     ):  # fmt: skip
         done = CliRunner().invoke(main, [*arguments, "--state", str(tmp_path), "--cache", told])

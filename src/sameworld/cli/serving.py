@@ -143,7 +143,7 @@ def serve(
         keep_prediction_days=microseconds(told.keep_predictions_for, of="--keep-predictions-for") / 86_400e6 if told.keep_predictions_for else None,
         models=last.models if last is not None else _wanted(told.models or list(loaded.models), Path(told.registry)),
     )  # fmt: skip
-    config = msgspec.structs.replace(config, cache=_cached(told.cache, config.models))
+    config = msgspec.structs.replace(config, cache=_cached(told.cache, {*config.models, *loaded.models}))
     config.check()
     fill(config, cutover=show.instant(told.cutover, "--cutover") if told.cutover else None, say=show.say)
     if last is not None:
@@ -250,14 +250,14 @@ def status_cells(model: dict[str, Any]) -> list[str]:
 
 
 def _cached(told: list[str], models: Collection[str]) -> dict[str, int]:
-    """Read what `--cache` was told about models that are served."""
+    """Read what `--cache` was told about models that are served, or may be once a control route says so."""
     given: dict[str, int] = {}
     for each in told:
         model, equals, size = each.partition("=")
         if not (model and equals):
             raise DefinitionError("It is not said how much is kept of which model.", where="--cache", expected="MODEL=SIZE, such as churn=64MB", found=each, do="correct it.")  # fmt: skip
         if model not in models:
-            raise DefinitionError(f"Model {model!r} is not served.", where="--cache", expected=f"nearest: {nearest(model, models)}", do="correct its name.")  # fmt: skip
+            raise DefinitionError(f"There is no model {model!r}.", where="--cache", expected=f"nearest: {nearest(model, models)}", do="correct its name.")  # fmt: skip
         given[model] = show.size(size, of="--cache")
     return given
 
