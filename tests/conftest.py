@@ -1,5 +1,11 @@
 """Worlds that several tests look at; a test that changes one takes a copy."""
 
+import os
+
+os.environ.pop(
+    "COLUMNS", None
+)  # consoles, made when sameworld is imported, would keep to it whatever a test says
+
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -59,7 +59,8 @@ def test_train_prints_the_bundle_and_its_score(trained: SmallWorld) -> None:
     low, value, high = (told["scores"]["model"][name] for name in ("low", "value", "high"))
     assert 0.5 < low < value < high <= 1
     assert set(told["rows"]) == {"fit", "calibration", "test", "immature", "unlabelled"}
-    assert set(told) == {"model", "bundle", "world", "until", "metric", "scores", "rows", "seconds"}
+    keys = {"model", "bundle", "world", "until", "metric", "scores", "rows", "seconds", "execution"}
+    assert set(told) == keys
     assert f"bundle {told['bundle']}\n" in of(trained, "train", "--until", "2024-03-16T00:00:00Z").stdout
 
 

@@ -57,9 +57,9 @@ def server(two: SmallWorld) -> Iterator[Driven]:
         yield running
 
 
-async def asked(server: Driven, model: str, count: int) -> Counter[tuple[str, str]]:
+async def asked(server: Driven, model: str, count: int, **fields: Any) -> Counter[tuple[str, str]]:
     """Ask so many times at once; give how often each (tier, reason) came back."""
-    body = msgspec.json.encode({"requests": [REQUEST] * count})
+    body = msgspec.json.encode({"requests": [REQUEST | fields] * count})
     response = await server.client.request("POST", f"/v1/models/{model}/predict", body)
     assert response.status == 200
     given = msgspec.json.decode(response.body)["predictions"]
@@ -175,8 +175,8 @@ def test_a_guarded_model_takes_together_what_waits(two: SmallWorld, monkeypatch:
 
         async def story() -> None:
             answers = []
-            for _ in range(100):
-                answers.append(asyncio.create_task(asked(server, "plain", 1)))
+            for number in range(100):  # all of them different: equal rows would be scored once
+                answers.append(asyncio.create_task(asked(server, "plain", 1, basket=float(number))))
                 await asyncio.sleep(0)
             assert sum(await asyncio.gather(*answers), Counter()) == {("model", ""): 100}
 
