@@ -62,6 +62,7 @@ class _Kept:
     words: NDArray[np.int64]
 
 
+_PIECE = 1 << 21
 Partial = tuple[int, int, int]
 """What the kernel keeps, of which input, and how many rows it gives."""
 
@@ -251,7 +252,7 @@ def _keep(
     distinct = NO_WORDS
     if op == DISTINCT:
         words, distinct = local_codes(rows.starts, words, column.valid)
-    base, sum_limbs, square_limbs = limbs_of(op, words, column.valid, is_float)
+    base, sum_limbs, square_limbs = limbs_of(op, words, column.valid, is_float, run)
     out_words = np.empty(out.shape, np.int64) if op in (SUM, SQUARES) else _NO_OUT
     run(
         load,
@@ -264,12 +265,15 @@ def _keep(
 
 
 def limbs_of(
-    op: int, words: NDArray[np.int64], valid: NDArray[np.uint8], is_float: bool
+    op: int, words: NDArray[np.int64], valid: NDArray[np.uint8], is_float: bool, run: Threads
 ) -> tuple[int, int, int]:
     """Give the base, the limbs of a sum and those of a sum of squares that hold these words."""
     if op in (COUNT, DISTINCT):
         return 0, 0, 0
     if not is_float:
         return 0, INTEGER_SUM_LIMBS, INTEGER_SQUARE_LIMBS if op == SQUARES else 0
-    base, highest = exact.exponent_range(words, valid)
+    places = [slice(first, first + _PIECE) for first in range(0, words.shape[0], _PIECE)]
+    ranges = list(run.each(lambda place: exact.exponent_range(words[place], valid[place]), places))
+    # Of a piece without values it is (0, 0): a wider range than there is holds them, too.
+    base, highest = min((low for low, _ in ranges), default=0), max((high for _, high in ranges), default=0)
     return base, exact.limbs_for(base, highest), square_limbs_for(base, highest) if op == SQUARES else 0
