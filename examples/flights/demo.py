@@ -66,6 +66,7 @@ async def play(
     gc.freeze()  # what is replayed is long-lived: the collector need not walk it again and again
     with show.progress("replaying October to December", "moments") as progress:
         played = await replay(client, [honest], moments, feeds, together=[naive], progress=progress)
+    gc.unfreeze()  # else libraries complain at the end of what was never freed
     await client.close()
     return played
 
