@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ import pytest
 from every_aggregation import bits
 from numpy.typing import NDArray
 
-from sameworld.asof.aggregations import AGGREGATIONS, BEGINNING, NEVER
+from sameworld.asof import row_files
+from sameworld.asof.aggregations import AGGREGATIONS, BEGINNING, NEVER, SQUARES
 from sameworld.asof.columns import NO_WORDS, InputColumn, input_column
+from sameworld.asof.moments import InOrder
 from sameworld.asof.order import NO_KEY
 from sameworld.asof.plan import Read
 from sameworld.asof.prepared import sorted_rows
-from sameworld.asof.read import SortedRows, read_windows
+from sameworld.asof.read import SortedRows, limbs_of, read_windows
 from sameworld.asof.threads import Threads
 from sameworld.definitions.windows import Window
 from sameworld.errors import AsOfError
@@ -476,3 +479,26 @@ def test_an_entity_of_ten_million_rows_is_read_exactly_in_a_minute_and_in_bounde
                 "last_n": list(range(max(first, stop - 3), stop)) or None,
             }
             assert {name: values[f"{name} {label}"][moment] for name in operations} == expected, (t, label)
+
+
+def test_the_range_of_a_sum_is_the_same_in_pieces_and_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.array([3e200, 0.0, math.nan, -1e-200, 7.0, math.inf, 2.5, 1e-310])
+    words, valid = values.view(np.int64), np.array([1, 1, 1, 1, 0, 1, 1, 1], np.uint8)
+    whole = limbs_of(SQUARES, words, valid, True, Threads(1))
+    for size in (1, 2, 3, 5):
+        monkeypatch.setattr("sameworld.asof.read._PIECE", size)
+        with Threads(2) as run:
+            assert limbs_of(SQUARES, words, valid, True, run) == whole
+
+
+def test_kept_places_that_lie_outside_are_refused_and_not_followed(tmp_path: Path) -> None:
+    made = InOrder(np.array([2, 0, 1]), np.array([1, 2, 0]), np.array([0, 1, 3]))
+    row_files.write_order(tmp_path, made)
+    assert row_files.read_order(tmp_path).order.tolist() == [2, 0, 1]
+    for name, place, number in [("order", 1, 3), ("back", 0, -1), ("starts", 2, 4), ("starts", 1, 9)]:
+        row_files.write_order(tmp_path, made)
+        column = np.fromfile(tmp_path / name, np.int64)
+        column[place] = number
+        column.tofile(tmp_path / name)
+        with pytest.raises(OSError, match="written to by something else; delete it"):
+            row_files.read_order(tmp_path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,10 @@ import pytest
 from cluster_sessions import CLUSTERS, cluster_engine_in
 
 import sameworld as sw
+from benchmarks.asof.flights import lay_out
 from sameworld.engines.contents import content_of
 from sameworld.engines.duckdb import DuckDBEngine
-from sameworld.training.world_file import load_world
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "flights"
 AS_OF = 1_385_856_000_000_000  # 1 December 2013
 NOVEMBER = "asked_at >= '2013-11-01 00:00:00+00' AND asked_at < '2013-12-01 00:00:00+00'"
 
@@ -24,16 +21,8 @@ NOVEMBER = "asked_at >= '2013-11-01 00:00:00+00' AND asked_at < '2013-12-01 00:0
 @pytest.fixture(scope="module")
 def flights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, Any], pa.Table]:
     """The model, the options, and what one machine gives."""
-    spec = importlib.util.spec_from_file_location("flights_tables", EXAMPLE / "tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
-    tables.fetch()
     folder = tmp_path_factory.mktemp("flights")
-    shutil.copy(EXAMPLE / "world.py", folder)
-    tables.lay_out(folder / "data")
-    model = load_world(folder / "world.py").model("flight-delay")
+    model = lay_out(folder)
     moments = sw.Moments(f"{model.moments.data} AND {NOVEMBER}", at=model.moments.at)
     options = {"moments": moments, "as_of": AS_OF}
     one = DuckDBEngine(folder, threads=1)

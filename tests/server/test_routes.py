@@ -86,7 +86,9 @@ def test_a_body_with_very_many_requests_holds_up_nobody(server: Driven) -> None:
         return msgspec.json.decode((await asked).body)["predictions"]
 
     assert len(server.run(story())) == 4000
-    assert meanwhile > 8  # where it is one piece of work, the second is answered after it
+    assert (
+        meanwhile > 3
+    )  # where it is one piece of work, the second is answered after it; 11 here, 6 beside other work
 
 
 def test_no_requests_get_no_predictions(server: Driven) -> None:

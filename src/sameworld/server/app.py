@@ -290,18 +290,17 @@ class Server:
                 )
 
     def _ask(self, model: str, body: bytes, header: Callable[[str], str | None]) -> list[asyncio.Future[Any]]:
-        """Ask for the predictions that a body wants."""
-        _refuse_large(body)
+        """Ask for the predictions that a body wants, which is not large."""
         ask, requests = self._wanted(model, body, header)
         return [ask(request) for request in requests]
 
     async def _ask_in_parts(
         self, model: str, body: bytes, header: Callable[[str], str | None]
     ) -> list[asyncio.Future[Any]]:
-        """Ask for the predictions that a large body wants, and let others have their turns meanwhile."""
-        _refuse_large(body)
+        """Ask for the predictions that a body wants, and let others have their turns meanwhile where it is large."""
         if len(body) < _LARGE_BYTES:
             return self._ask(model, body, header)
+        _refuse_large(body)
         ask, requests = await asyncio.to_thread(self._wanted, model, body, header)
         answers: list[asyncio.Future[Any]] = []
         for start in range(0, len(requests), _PART):
