@@ -270,3 +270,48 @@ def test_while_draining_each_connection_ends_with_its_next_answer() -> None:
             writer.close()
 
     asyncio.run(talk())
+
+
+def test_once_closed_no_request_is_taken_and_no_answer_given() -> None:
+    async def talk() -> None:
+        async with listening() as (echo, served, port):
+            held_reader, held = await asyncio.open_connection("127.0.0.1", port)
+            held.write(post("/held", b"x"))
+            async with asyncio.timeout(10):
+                while not echo.held:
+                    await asyncio.sleep(0.01)
+            # one has sent its request, another only knocked, and neither has been looked at
+            late = socket.create_connection(("127.0.0.1", port))
+            late.sendall(post("/a", b"x"))
+            served.close()
+            echo.held[0]()
+            assert await ended(held_reader)
+            while served.connections:
+                await asyncio.sleep(0.01)
+            assert (served.in_flight, echo.taken) == (0, 1)
+            held.close()
+            late.close()
+
+    asyncio.run(talk())
+
+
+# asyncio itself drops a connection that it was just taking
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("turns", range(8))
+def test_a_connection_that_comes_while_the_port_is_given_up_is_only_ended(turns: int) -> None:
+    async def talk() -> None:
+        async with listening() as (echo, served, port):
+            late = socket.create_connection(("127.0.0.1", port))
+            late.sendall(post("/a", b"x"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            served.close()
+            taken = echo.taken
+            async with asyncio.timeout(10):
+                await asyncio.sleep(0.05)
+                while served.connections:
+                    await asyncio.sleep(0.01)
+            assert echo.taken == taken
+            late.close()
+
+    asyncio.run(talk())

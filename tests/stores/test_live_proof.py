@@ -149,8 +149,20 @@ class ServerProcess:
         return self.process
 
     def kill(self) -> None:
+        # the supervisor first, so that it replaces nobody; its workers have groups of their own
+        workers: list[int] = []
+        with contextlib.suppress(OSError):
+            workers = [
+                int(n)
+                for n in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+                .read_text()
+                .split()
+            ]
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        for worker in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
         self.process.wait(20)
 
     def stop(self) -> None:

@@ -100,6 +100,7 @@ class Http:
         self.application = application
         self.connections: set[_Connection] = set()
         self.in_flight = 0
+        self.closed = False
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -110,7 +111,8 @@ class Http:
         self._sweep()
 
     def close(self) -> None:
-        """Take no more connections, and end those there are."""
+        """Take no more connections and no more requests, and end what there is: who is not answered by now is not any more."""
+        self.closed = True
         if self._server is not None:
             self._server.close()
         if self._sweeper is not None:
@@ -152,6 +154,8 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._http.connections.add(self)
+        if self._http.closed:  # it was taken while the port was being given up
+            self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._http.connections.discard(self)
@@ -159,7 +163,7 @@ class _Connection(asyncio.Protocol):
         self._ahead.clear()
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
+        if self._deaf or self._http.closed:
             return
         self._head_bytes += len(data)
         try:
@@ -236,7 +240,7 @@ class _Connection(asyncio.Protocol):
 
     def _next(self) -> None:
         """Answer the next request, unless one is being answered or the client takes no answers."""
-        if self._transport is None or self._under_way is not None or self._blocked:
+        if self._transport is None or self._under_way is not None or self._blocked or self._http.closed:
             return
         if not self._ahead:
             if self._paused:
@@ -254,7 +258,7 @@ class _Connection(asyncio.Protocol):
     def _reply(self, status: int, kind: bytes, body: bytes) -> None:
         request, self._under_way = self._under_way, None
         self._http.in_flight -= 1
-        if self._transport is None or request is None:
+        if self._transport is None or request is None or self._http.closed:
             return
         last = request.last or self._http.application.draining
         self._transport.write(

@@ -104,6 +104,7 @@ class Worker:
         await asyncio.sleep(self._config.drain_seconds)
         while self._http.in_flight and asyncio.get_running_loop().time() < until:
             await asyncio.sleep(0.01)
+        self._http.close()  # in this turn of the loop: in the next one there may be another request
         self._ended.set()
 
 
