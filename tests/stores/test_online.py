@@ -42,6 +42,7 @@ import sameworld as sw
 from sameworld.asof.aggregations import AGGREGATIONS
 from sameworld.asof.plan import aggregates_of, groupings_of, narrowed
 from sameworld.asof.rows import prepared_sql
+from sameworld.asof.tally import Tallies
 from sameworld.definitions.feature import Aggregate
 from sameworld.definitions.windows import Window
 from sameworld.engines.duckdb import DuckDBEngine
@@ -50,8 +51,11 @@ from sameworld.errors import AsOfError, DataError, ReplayOrderError, RequestErro
 from sameworld.stores import event_log
 from sameworld.stores.events import EventReader
 from sameworld.stores.history import served_rows
+from sameworld.stores.lmdb import Sizes, start_of
 from sameworld.stores.online import OnlineStore, Taken
 from sameworld.stores.redis import Shared
+from sameworld.stores.tallies import made as tallies_of_chunks
+from sameworld.stores.tallies import unpack
 from sameworld.testing import oracle
 
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -256,7 +260,8 @@ class World:
             durability="process",
             replay=self.replay,
             clock=self.clock,
-            chunk_rows=self.chunk_rows,
+            # of what lies in several chunks some is read from tallies
+            sizes=Sizes(self.chunk_rows, 1 if self.chunk_rows % 2 == 0 else 4, 2),
             shared=Shared(self.folder, self.redis, reading_seconds=5.0) if self.redis else None,
         )
         if fill:
@@ -327,6 +332,34 @@ class World:
                 expected |= said
         assert self.read(t, fitting) == expected, t
         assert self.read_in_batch(t, fitting) == expected, t
+        self.check_tallies()
+
+    def check_tallies(self) -> None:
+        """Every chunk of an entity but the last has its tally, that of its rows."""
+        assert self.store is not None
+        index = self.store.index
+        with index.read() as txn:
+            places = [place for written in self.store.written(txn).values() for place in written.places]
+            for place in places:
+                entities: dict[bytes, list[tuple[int, bytes]]] = {}
+                for key, chunk in index.all_chunks(txn, place.prefix):
+                    entities.setdefault(key[:-8], []).append((start_of(key), chunk))
+                records: dict[bytes, list[Tallies]] = {}
+                for key, record in index.all_tallies(txn, place.prefix):
+                    found = unpack(place.layout.words.tally, record)
+                    assert start_of(key) == found.starts[0]
+                    records.setdefault(key[:-8], []).append(found)
+                for entity, chunks in entities.items():
+                    made = records.pop(entity, [])
+                    assert [start for one in made for start in one.starts.tolist()] == [
+                        start for start, _ in chunks[:-1]
+                    ]
+                    if made:
+                        words = place.layout.words.tally
+                        fresh = [tallies_of_chunks(place.layout, [chunk]) for chunk in chunks[:-1]]
+                        table = words.together([*made, *fresh]).table
+                        assert np.array_equal(table[: len(fresh)], table[len(fresh) :])
+                assert not records
 
 
 @contextmanager
@@ -625,8 +658,8 @@ def test_the_latest_rows_of_all_history_are_found_however_far_back_they_are(want
         reach = here.store.reach(here.store.groupings[0])
         with here.store.index.read() as txn:
             place = here.store.kept(txn).groupings[reach.content].prefix
-            (chunks,) = here.store.index.chunks_of(txn, place, reach, [["a"]], here.moment())
-            assert min(int(reach.layout.unpack(chunk)[0][0, 0]) for chunk in chunks) >= -3
+            (found,) = here.store.index.chunks_of(txn, place, reach, [["a"]], here.moment())
+            assert min(int(reach.layout.unpack(chunk)[0][0, 0]) for chunk in found.chunks) >= -3
 
 
 def test_a_decimal_is_read_digit_by_digit_and_refused_where_it_does_not_fit() -> None:

@@ -182,6 +182,7 @@ from pathlib import Path
 sys.path[:0] = sys.argv[3].split(",")
 import test_online as online
 from test_shared import SPECS, groupings_of, aggregates_of, OnlineStore, Shared, row, as_events
+from sameworld.stores.lmdb import Sizes
 import sameworld as sw
 import pyarrow as pa
 
@@ -189,7 +190,7 @@ folder = Path(sys.argv[1])
 source = sw.Source("rows", pa.Table.from_pylist([], schema=online.SCHEMA), event_time="e", available_at="a", **online.NAMED["by_version"])
 aggregates = [online.aggregate_of(source, spec) for spec in SPECS]
 store = OnlineStore(
-    folder, groupings_of(aggregates_of(aggregates)), {source.content: online.schema_of()}, durability="process", chunk_rows=3,
+    folder, groupings_of(aggregates_of(aggregates)), {source.content: online.schema_of()}, durability="process", sizes=Sizes(3, 1, 2),
     shared=Shared(folder, sys.argv[2]),
 )
 print("ready", flush=True)

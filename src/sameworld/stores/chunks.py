@@ -159,9 +159,9 @@ class Layout:
         return left + msgspec.msgpack.encode(columns)
 
     def together(
-        self, entities: Sequence[Sequence[bytes | memoryview]]
+        self, entities: Sequence[Sequence[bytes | memoryview]], *, texts: bool = True
     ) -> tuple[RowWords, NDArray[np.int64], dict[int, NDArray[Any]]]:
-        """Give entities' chunks as one table of rows, where each entity's rows begin and end, and the texts by input."""
+        """Give entities' chunks as one table of rows, where each entity's rows begin and end, and (unless told not to) the texts by input."""
         parts: list[bytes | memoryview] = []
         starts, count = [0], 0
         for chunks in entities:
@@ -174,14 +174,14 @@ class Layout:
                 count += rows
             starts.append(count)
         rows = np.frombuffer(b"".join(parts), np.int64)  # a copy: where chunks lie is not aligned
-        texts: dict[int, NDArray[Any]] = {}
-        if self.texts:
+        texts_of: dict[int, NDArray[Any]] = {}
+        if self.texts and texts:
             columns = [self.unpack(chunk)[1] for chunks in entities for chunk in chunks]
-            texts = {
+            texts_of = {
                 number: np.array([text for column in columns for text in column[place]], object)
                 for place, number in enumerate(self.texts)
             }
-        return rows.reshape(-1, self.words.width), np.array(starts), texts
+        return rows.reshape(-1, self.words.width), np.array(starts), texts_of
 
 
 def ordered(rows: RowWords, *first: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ window reaches any more go when their entity is written to.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import secrets
 import struct
 import tempfile
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lmdb
 import msgspec
@@ -30,9 +31,27 @@ from sameworld.asof.schema import Schema
 from sameworld.asof.versions import closes_at
 from sameworld.engines.duckdb import input_columns
 from sameworld.errors import StoreError
+from sameworld.stores import tallies
 from sameworld.stores.chunks import Layout, RowWords
+from sameworld.stores.tallies import Found
 
-CHUNK_ROWS = 128
+
+class Sizes(NamedTuple):
+    """How an entity's rows are cut: no value depends on it.
+
+    Args:
+        rows: as many are written together; more only where they share an event time.
+        few: up to so many chunks are read as they lie, without their tallies.
+        tallies: as many are written together.
+    """
+
+    rows: int = 128
+    few: int = 16
+    tallies: int = 256
+
+
+SIZES = Sizes()
+
 _MAP_BYTES = 1 << 40
 _LONGEST_KEY = 400
 _GENTLE_SECONDS = 0.02
@@ -40,6 +59,8 @@ _PAUSE_SECONDS = 0.001
 """A lock that is freed and taken at once is never got by who waits for it."""
 _MOST_CHANGES = 1000
 _BEGINNING = -(2**63)
+_EDGE = 8
+"""The bytes at the end of a chunk's key that say from which event time on it has rows."""
 _NOTHING: dict[int, int] = {}
 
 
@@ -92,12 +113,12 @@ class Index:
     Args:
         folder: made when missing.
         map_bytes: the most it may grow to (address space, not disk).
-        chunk_rows: how many rows of an entity are written together; more only where they share an event time.
+        sizes: how rows are cut.
     """
 
-    def __init__(self, folder: Path, *, map_bytes: int = _MAP_BYTES, chunk_rows: int = CHUNK_ROWS) -> None:
+    def __init__(self, folder: Path, *, map_bytes: int = _MAP_BYTES, sizes: Sizes = SIZES) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.chunk_rows = chunk_rows
+        self.sizes = sizes
         # The event log is the truth: the index need not survive a power cut, so it is never synced; see `online.py` for how that is noticed.
         self._env = lmdb.open(
             str(folder),
@@ -111,12 +132,14 @@ class Index:
         # A killed reader keeps its place in the table of readers, and with it every page that was freed since.
         self._env.reader_check()
         self._rows = self._env.open_db(b"rows")
+        self._tallies = self._env.open_db(b"tallies")
         self._facts = self._env.open_db(b"facts")
         self._closing = self._env.open_db(b"closing")
         self._deliveries = self._env.open_db(b"deliveries")
         self._meta = self._env.open_db(b"meta")
         self._changes = self._env.open_db(b"changes")
         self._touched: set[bytes] = set()
+        self._tallied: set[bytes] = set()
 
     def close(self) -> None:
         self._env.close()
@@ -125,6 +148,7 @@ class Index:
         """Begin the one write transaction; waits for writers of other processes."""
         txn = self._env.begin(write=True)
         self._touched.clear()
+        self._tallied.clear()
         return txn
 
     def read(self) -> lmdb.Transaction:
@@ -168,7 +192,15 @@ class Index:
 
     def all_chunks(self, txn: lmdb.Transaction, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Give every chunk of a grouping and its key."""
-        return ((key, bytes(chunk)) for key, chunk in self._chunks(txn, prefix))
+        return _all(txn.cursor(db=self._rows), prefix)
+
+    def tally(self, txn: lmdb.Transaction, key: bytes) -> bytes:
+        """Give a record of tallies by its key; nothing when it is gone."""
+        return bytes(txn.get(key, db=self._tallies) or b"")
+
+    def all_tallies(self, txn: lmdb.Transaction, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Give every record of tallies of a grouping and its key."""
+        return _all(txn.cursor(db=self._tallies), prefix)
 
     # meta: small facts by name
 
@@ -235,17 +267,36 @@ class Index:
         """Give what reads and writes chunks."""
         return Chunks(txn.cursor(db=self._rows), self._touched)
 
-    def _chunks(self, txn: lmdb.Transaction, prefix: bytes) -> Iterator[tuple[bytes, Any]]:
-        cursor = txn.cursor(db=self._rows)
-        more = cursor.set_range(prefix)
-        while more and bytes(cursor.key()).startswith(prefix):
-            yield bytes(cursor.key()), cursor.value()
-            more = cursor.next()
+    def renew_tallies(self, txn: lmdb.Transaction, layout: Layout, stale: Iterable[bytes]) -> None:
+        """Bring the tallies of chunks up to what these have.
+
+        Args:
+            stale: the keys of those that have changed, or are gone.
+        """
+        chunks, cursor = self.chunks(txn), txn.cursor(db=self._tallies)
+        changed: dict[bytes | None, list[tuple[bytes, bytes | None]]] = {}
+        for key in sorted(stale):
+            found = chunks.at(key[:-_EDGE], key)
+            known = found is not None and found[0] == key and found[2] is not None
+            changed.setdefault(_record_of(cursor, key), []).append((key, found[1] if known else None))
+        for place, some in changed.items():
+            for prefix, own in itertools.groupby(some, lambda one: one[0][:-_EDGE]):
+                record = cursor.get(place) if place is not None else None
+                made = tallies.renewed(
+                    layout, record, [(start_of(key), chunk) for key, chunk in own], self.sizes.tallies
+                )
+                if place is not None:
+                    cursor.set_key(place)
+                    cursor.delete()
+                    self._tallied.add(place)
+                for start, bytes_ in made:
+                    cursor.put(chunk_key(prefix, start), bytes_)
+                    self._tallied.add(chunk_key(prefix, start))
 
     def chunks_of(
         self, txn: lmdb.Transaction, place: bytes, reach: Reach, keys: Iterable[Sequence[Any]], t: int
-    ) -> list[list[Any]]:
-        """Give the chunks that a grouping's windows at `t` can reach, as they lie: an entity's in order; none for a key that has a null.
+    ) -> list[Found]:
+        """Give what a grouping's windows at `t` need of entities; nothing for a key that has a null.
 
         Args:
             place: the grouping's prefix.
@@ -257,10 +308,11 @@ class Index:
         seek, key_of, value_of, previous = cursor.set_range, cursor.key, cursor.value, cursor.prev
         newest = struct.pack(">Q", t + reach.ahead - 1 + 2**63)
         oldest = struct.pack(">Q", max(t - reach.past, _BEGINNING) + 2**63)
-        found: list[list[Any]] = []
+        most = self.sizes.few
+        found: list[Found] = []
         for key in keys:
             chunks: list[Any] = []
-            found.append(chunks)
+            found.append(Found(chunks))
             if None in key:
                 continue
             prefix = entity_prefix(place, key)
@@ -271,6 +323,9 @@ class Index:
             while there:
                 at = bytes(key_of())
                 if at[:end] != prefix:
+                    break
+                if len(chunks) == most:
+                    found[-1] = self._by_tallies(txn, prefix, reach, t)
                     break
                 chunk = value_of()
                 chunks.append(chunk)
@@ -285,6 +340,25 @@ class Index:
                 there = previous()
             chunks.reverse()
         return found
+
+    def _by_tallies(self, txn: lmdb.Transaction, prefix: bytes, reach: Reach, t: int) -> Found:
+        """Give what windows need of an entity with many chunks."""
+        edges = reach.asked.at(t)
+        records: list[Any] = []
+        cursor = txn.cursor(db=self._tallies)
+        more = _to_last(cursor, prefix)
+        while more and bytes(cursor.key()).startswith(prefix):
+            records.append(cursor.value())
+            if start_of(cursor.key()) <= edges.low:
+                break
+            more = cursor.prev()
+        records.reverse()
+        rows = txn.cursor(db=self._rows)
+        _to_last(rows, prefix)
+        last = start_of(rows.key()), rows.value()
+        return tallies.choose(
+            edges, reach.layout, records, last, lambda start: txn.get(chunk_key(prefix, start), db=self._rows)
+        )
 
     # filling
 
@@ -310,14 +384,23 @@ class Index:
                 end += 1
             entity = entity_prefix(place.prefix, list(keys[begin]))
             start, first = begin, _BEGINNING
+            runs, firsts = [begin], list[int]()
             while start < end:
-                stop = min(start + self.chunk_rows, end)
+                stop = min(start + self.sizes.rows, end)
                 while stop < end and events[stop] == events[stop - 1]:
                     stop += 1
                 chunk = layout.pack(rows[start:stop], [column[start:stop] for column in texts])
                 yield "rows", chunk_key(entity, first), chunk
                 start = stop
+                firsts.append(first)
+                runs.append(stop)
                 first = int(events[start]) if start < end else 0
+            for some in range(0, len(firsts) - 1, self.sizes.tallies):  # of all chunks but the last
+                until = min(some + self.sizes.tallies, len(firsts) - 1)
+                starts, places = np.array(firsts[some:until], np.int64), np.array(runs[some : until + 1])
+                mine = rows[places[0] : places[-1]]
+                made = layout.words.tally.of(mine, places - places[0], starts)
+                yield "tallies", chunk_key(entity, firsts[some]), tallies.pack(layout.words.tally, made)
             begin = end
 
     def facts_to_fill(
@@ -348,7 +431,12 @@ class Index:
 
     def write_gently(self, puts: Iterable[Put]) -> int:
         """Write in short transactions, with room for other writers between them; give how many puts there were."""
-        databases = {"rows": self._rows, "facts": self._facts, "closing": self._closing}
+        databases = {
+            "rows": self._rows,
+            "tallies": self._tallies,
+            "facts": self._facts,
+            "closing": self._closing,
+        }
         count, waiting = 0, iter(puts)
         following = next(waiting, None)
         while following is not None:
@@ -370,7 +458,10 @@ class Index:
                 garbage: list[bytes] = self.get(txn, "garbage", [])
                 until = time.monotonic() + _GENTLE_SECONDS
                 while garbage and time.monotonic() < until:
-                    if not any(self._delete_some(txn, garbage[-1], db) for db in (self._rows, self._facts)):
+                    if not any(
+                        self._delete_some(txn, garbage[-1], db)
+                        for db in (self._rows, self._tallies, self._facts)
+                    ):
                         garbage.pop()
                 if garbage or self.raw(txn, "garbage"):
                     self.put(txn, "garbage", garbage)
@@ -419,6 +510,9 @@ class Chunks:
     Args:
         cursor: over all of them.
         touched: the keys of those that were written are added.
+
+    Attributes:
+        stale: the keys of those whose tallies may not be theirs any more; see `Index.renew_tallies`.
     """
 
     def __init__(self, cursor: lmdb.Cursor, touched: set[bytes]) -> None:
@@ -426,12 +520,17 @@ class Chunks:
             cursor  # keys and values are bytes: no buffers are asked for where there is writing
         )
         self._touched = touched
+        self.stale: set[bytes] = set()
 
-    def put(self, key: bytes, chunk: bytes) -> None:
+    def put(self, key: bytes, chunk: bytes, *, last: bool = False) -> None:
+        """Write a chunk; `last` is that of an entity's that has no tally, and has had none."""
         self._cursor.put(key, chunk)
         self._touched.add(key)
+        if not last:
+            self.stale.add(key)
 
     def put_all(self, chunks: Sequence[tuple[bytes, bytes]]) -> None:
+        """Write chunks without tallies."""
         self._cursor.putmulti(chunks)
         self._touched.update(key for key, _ in chunks)
 
@@ -474,6 +573,7 @@ class Chunks:
             cursor.set_key(place)
             cursor.delete()  # moves on to the following
             self._touched.add(place)
+            self.stale.add(place)
             place = cursor.key()
 
 
@@ -507,6 +607,7 @@ class Reach:
                 else:
                     self.everything = True
         self.reads = EntityReads(grouping.reads, layout.words)
+        self.asked = tallies.Asked(grouping.reads, layout.words)
 
     def goes_as_far_as(self, other: Reach) -> bool:
         """Whether rows that were fetched for this are all that another over the same rows needs."""
@@ -531,6 +632,34 @@ def entity_prefix(place: bytes, key: Sequence[Any]) -> bytes:
 def fact_key(facts: bytes, fact: str) -> bytes:
     """Give the key of what is known of a fact."""
     return facts + _short(fact.encode())
+
+
+def _all(cursor: Any, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+    more = cursor.set_range(prefix)
+    while more and bytes(cursor.key()).startswith(prefix):
+        yield bytes(cursor.key()), bytes(cursor.value())
+        more = cursor.next()
+
+
+def _to_last(cursor: Any, prefix: bytes) -> bool:
+    """Go to the last key of an entity, or to one before all of its own."""
+    return cursor.prev() if cursor.set_range(prefix + b"\xff" * (_EDGE + 1)) else cursor.last()
+
+
+def _record_of(cursor: Any, key: bytes) -> bytes | None:
+    """Give the key of the record that a chunk's tally is in, or belongs in: the last of its entity that begins no later, or the first; None where there is none."""
+    prefix = key[:-_EDGE]
+    if cursor.set_range(key):
+        found = cursor.key()
+        if found == key:
+            return found
+        following = found if found.startswith(prefix) else None
+        before = cursor.prev()
+    else:
+        following, before = None, cursor.last()
+    if before and cursor.key().startswith(prefix):
+        return cursor.key()
+    return following
 
 
 def _closing_key(closes: int, fact: bytes) -> bytes:

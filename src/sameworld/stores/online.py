@@ -51,14 +51,14 @@ from sameworld.stores.keeping import (
     token_of,
     written_of,
 )
-from sameworld.stores.lmdb import CHUNK_ROWS, Index, Reach, check_room
+from sameworld.stores.lmdb import SIZES, Index, Reach, Sizes, check_room
 from sameworld.stores.prepared import Prepared
 from sameworld.stores.record_log import Durability, RecordLog
 from sameworld.stores.snapshot import Asks, Snapshot, wanted
 from sameworld.stores.view import IndexView, SharedStore
 
 Say = Callable[[str], None]
-_FORMAT = 2
+_FORMAT = 3
 """Of the index: one of another is dropped and filled again."""
 
 
@@ -72,7 +72,7 @@ class OnlineStore:
         durability: what an acknowledged event survives: "process" any kill, "disk" a power cut.
         replay: events say themselves when they became readable, and what is earlier than what has passed is refused.
         clock: this machine's by default.
-        chunk_rows: see `Index`.
+        sizes: see `Index`.
         sources: whose events are logged even where no grouping reads them, such as those of outcomes.
         shared: where this host publishes every commit, and what snapshots are read from then.
         follow: another host takes events and publishes; here nothing is kept and none are taken.
@@ -87,7 +87,7 @@ class OnlineStore:
         durability: Durability = "disk",
         replay: bool = False,
         clock: Clock | None = None,
-        chunk_rows: int = CHUNK_ROWS,
+        sizes: Sizes = SIZES,
         sources: Sequence[Source] = (),
         shared: SharedStore | None = None,
         follow: bool = False,
@@ -100,7 +100,7 @@ class OnlineStore:
         self.clock = clock or SystemClock()
         self.wanted_sources = _by_name(groupings, sources)
         _drop_after_power_cut(folder)
-        self.index = Index(folder / "index", chunk_rows=chunk_rows)
+        self.index = Index(folder / "index", sizes=sizes)
         self._kept = NOTHING
         self._latest: tuple[bytes, Mapping[str, int]] = (b"", {})
         self._reaches: dict[int, Reach] = {}

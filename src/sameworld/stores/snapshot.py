@@ -11,10 +11,12 @@ import pyarrow as pa
 
 from sameworld.asof.column import Column
 from sameworld.asof.plan import Grouping
+from sameworld.asof.tally import Tallied
 from sameworld.errors import StoreError
 from sameworld.stores.clock import Clock
 from sameworld.stores.keeping import has_all
 from sameworld.stores.lmdb import Reach
+from sameworld.stores.tallies import Found
 from sameworld.stores.view import View, Wanted
 
 Asks = Callable[[], Iterable[tuple[Sequence[Grouping], Mapping[str, Sequence[Any]]]]]
@@ -50,7 +52,7 @@ class Snapshot:
         self.sequence: int = view.sequence
         self.stamp: int = view.stamp
         # What one model's reads fetched or computed, another's take: rows by entity, and the same reads of the same entities.
-        self._fetched: dict[Any, tuple[Reach, dict[tuple[Any, ...], list[Any]]]] = {}
+        self._fetched: dict[Any, tuple[Reach, dict[tuple[Any, ...], Found]]] = {}
         self._read: dict[Any, dict[str, Column]] = {}
         self._kept = view.kept.groupings
         self._filled: set[int] = set()
@@ -119,23 +121,33 @@ class Snapshot:
         self, prefix: bytes, reach: Reach, keys: Sequence[tuple[Any, ...]], t: int
     ) -> dict[str, Column]:
         different = dict.fromkeys(keys)
-        rows, starts, texts = reach.layout.together(self._chunks(prefix, reach, list(different), t))
+        found = self._chunks(prefix, reach, list(different), t)
+        rows, starts, texts = reach.layout.together([one.chunks for one in found])
         places = None
         if len(different) < len(keys):
             numbers = {key: number for number, key in enumerate(different)}
             places = np.array([numbers[key] for key in keys], np.int64)
-        return reach.reads.values(rows, starts, t, texts, places)
+        return reach.reads.values(rows, starts, t, texts, places, _tallied(reach, found))
 
-    def _chunks(
-        self, prefix: bytes, reach: Reach, keys: Sequence[tuple[Any, ...]], t: int
-    ) -> list[list[Any]]:
-        """Fetch entities' chunks, or take those that another model's reads fetched, where they go as far."""
+    def _chunks(self, prefix: bytes, reach: Reach, keys: Sequence[tuple[Any, ...]], t: int) -> list[Found]:
+        """Fetch what reads need of entities, or take what another model's reads fetched, where it goes as far. Tallies are for the windows they were fetched for."""
         fetched = self._fetched.get((prefix, t))
         if fetched is None or not (fetched[0] is reach or fetched[0].goes_as_far_as(reach)):
             fetched = self._fetched[prefix, t] = (reach, {})
         known = fetched[1]
         missing = [key for key in keys if key not in known]
         if missing:
-            chunks = self._view.chunks_of(prefix, fetched[0], missing, t)
-            known.update(zip(missing, chunks, strict=True))
-        return [known[key] for key in keys]
+            known.update(zip(missing, self._view.chunks_of(prefix, fetched[0], missing, t), strict=True))
+        found = [known[key] for key in keys]
+        if fetched[0] is not reach and any(one.tallies is not None for one in found):
+            return self._view.chunks_of(prefix, reach, keys, t)
+        return found
+
+
+def _tallied(reach: Reach, found: Sequence[Found]) -> Tallied | None:
+    """Bring the tallies of entities together; None where there are none."""
+    parts = [one.tallies for one in found if one.tallies is not None]
+    if not parts:
+        return None
+    entities = np.cumsum([0, *(0 if one.tallies is None else len(one.tallies.starts) for one in found)])
+    return Tallied(entities, reach.layout.words.tally.together(parts))

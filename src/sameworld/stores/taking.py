@@ -190,7 +190,10 @@ def take(
             _remove(chunks, place, [head.keys.get(k) for k in place.grouping.keys], head)
         runs = runs_of(place, coming, living)
         if runs is not None:
-            _insert_all(chunks, index.chunk_rows, place, runs, floor)
+            _insert_all(chunks, index.sizes.rows, place, runs, floor)
+        if chunks.stale:
+            index.renew_tallies(txn, place.layout, chunks.stale)
+            chunks.stale.clear()
 
 
 def _superseded(
@@ -253,7 +256,7 @@ def _remove(chunks: Chunks, where: Place, key: list[Any], head: Head) -> None:
         return
     left = where.layout.without(found[1], (head.event_time, head.available_at, head.version, head.tie))
     if left is not None:
-        chunks.put(found[0], left)
+        chunks.put(found[0], left, last=found[2] is None)
 
 
 @dataclass(frozen=True)
@@ -332,6 +335,8 @@ def _insert_all(chunks: Chunks, most: int, where: Place, runs: Runs, floor: int)
             more = layout.appended(found[1] if found is not None else NO_ROWS, mine, most)
             if more is not None:
                 puts.append((found[0] if found is not None else chunk_key(prefix), more))
+                if following is not None:
+                    chunks.stale.add(puts[-1][0])
                 continue
         rows = np.frombuffer(mine, np.int64).reshape(-1, layout.words.width)
         _insert(chunks, most, where, prefix, rows, [column[start:stop] for column in runs.texts], floor)
@@ -365,8 +370,9 @@ def _insert(
         cuts = _cuts(mine[:, EVENT], most, full=at_end)
         for place, (low, high) in enumerate(zip([0, *cuts], [*cuts, len(mine)], strict=True)):
             chunk = layout.pack(mine[low:high], [column[low:high] for column in my_texts])
+            last = following is None and not cuts
             if place == 0:
-                chunks.put(chunk_key(prefix) if found is None else found[0], chunk)
+                chunks.put(chunk_key(prefix) if found is None else found[0], chunk, last=last)
             else:
                 chunks.put(chunk_key(prefix, int(mine[low, EVENT])), chunk)
         made = made or bool(cuts)

@@ -10,6 +10,7 @@ import lmdb
 
 from sameworld.stores.keeping import Kept
 from sameworld.stores.lmdb import Index, Reach, entity_prefix, has_latest
+from sameworld.stores.tallies import Found
 
 Wanted = Sequence[tuple[Reach, Sequence[tuple[Any, ...]]]]
 """How far reads reach, and of which entities."""
@@ -29,8 +30,8 @@ class View(Protocol):
         """Source content -> when its latest row became readable, in microseconds."""
         ...
 
-    def chunks_of(self, place: bytes, reach: Reach, keys: Iterable[Sequence[Any]], t: int) -> list[list[Any]]:
-        """Give the chunks that a grouping's windows at `t` can reach, and perhaps others: see `Index.chunks_of`."""
+    def chunks_of(self, place: bytes, reach: Reach, keys: Iterable[Sequence[Any]], t: int) -> list[Found]:
+        """Give what a grouping's windows at `t` need, and perhaps more: see `Index.chunks_of`."""
         ...
 
     def close(self) -> None: ...
@@ -47,7 +48,7 @@ class IndexView:
     index: Index
     txn: lmdb.Transaction
 
-    def chunks_of(self, place: bytes, reach: Reach, keys: Iterable[Sequence[Any]], t: int) -> list[list[Any]]:
+    def chunks_of(self, place: bytes, reach: Reach, keys: Iterable[Sequence[Any]], t: int) -> list[Found]:
         return self.index.chunks_of(self.txn, place, reach, keys, t)
 
     def close(self) -> None:
@@ -73,8 +74,8 @@ class SharedView:
         more, chunks = self.chunks[entity_prefix(place, key)]
         return not more or not reach.latest or has_latest(reversed(chunks), reach, t)
 
-    def chunks_of(self, place: bytes, reach: Reach, keys: Iterable[Sequence[Any]], t: int) -> list[list[Any]]:
-        return [[] if None in key else self.chunks[entity_prefix(place, key)][1] for key in keys]
+    def chunks_of(self, place: bytes, reach: Reach, keys: Iterable[Sequence[Any]], t: int) -> list[Found]:
+        return [Found([] if None in key else self.chunks[entity_prefix(place, key)][1]) for key in keys]
 
     def close(self) -> None:
         pass

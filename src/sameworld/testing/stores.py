@@ -18,6 +18,7 @@ from sameworld.definitions.feature import Aggregate
 from sameworld.definitions.source import Source
 from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.errors import StoreError
+from sameworld.stores.lmdb import Sizes
 from sameworld.stores.online import OnlineStore, Taken
 from sameworld.stores.view import SharedStore
 from sameworld.testing import oracle
@@ -67,7 +68,7 @@ class _World:
         engine = DuckDBEngine(threads=1)
         schemas = {source.content: engine.describe(_SCHEMA.empty_table(), "payments")}
         self.store = OnlineStore(
-            folder, groupings_of(self.aggregates), schemas, durability="process", clock=clock, chunk_rows=3,
+            folder, groupings_of(self.aggregates), schemas, durability="process", clock=clock, sizes=Sizes(3, 1, 2),
             shared=shared(folder) if shared else None, follow=follow,
         )  # fmt: skip
         self.store.fill(engine)
