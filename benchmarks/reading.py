@@ -1,10 +1,10 @@
 """What it costs to read the features of one request, and how little it matters what else is defined.
 
-    python -m benchmarks.reading [--requests 20_000] [--models 1,30,300] [--hot 1_000,1_000_000] [--folder DIR]
+    python -m benchmarks.reading [--requests 20_000] [--models 1,30,300] [--hot 1_000,1_000_000] [--store redis://...] [--folder DIR]
 
 One source of 50,000 rows by four keys of 1,000 entities each. Every model has 200 features: five aggregations of five columns by each key, over two windows of
 its own. A request reads those of one model, for four entities at random. Then, with `--hot`, a single entity that has so many rows in all its windows is
-read, and one event at a time is added to it.
+read, and one event at a time is added to it: now, and then at any time in its windows. With `--store` these reads go through Redis.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import redis
 
 import sameworld as sw
 from sameworld.asof.plan import aggregates_of, groupings_of, narrowed
 from sameworld.definitions.feature import Aggregate
 from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.stores.online import OnlineStore
+from sameworld.stores.redis import Shared
 
 ROWS, ENTITIES = 50_000, 1_000
 KEYS = ["user", "item", "shop", "street"]
@@ -75,8 +77,9 @@ def measure(store: OnlineStore, wanted: Sequence[Aggregate], requests: int) -> t
     return took, found
 
 
-def hot(rows: int, folder: Path, engine: DuckDBEngine) -> tuple[list[float], list[float]]:
-    """Give the microseconds of reads of an entity with so many rows in its windows, and those of taking one more event of it."""
+def hot(rows: int, folder: Path, engine: DuckDBEngine, address: str | None) -> tuple[list[float], ...]:
+    """Give the microseconds of reads of an entity with so many rows in its windows, and of taking one more event of it: one of now, and one of any time."""
+    chance = np.random.default_rng(2)
     now = time.time_ns() // 1000
     table = pa.table(
         {
@@ -87,29 +90,29 @@ def hot(rows: int, folder: Path, engine: DuckDBEngine) -> tuple[list[float], lis
     )
     source = sw.Source("rows", table, event_time="at", available_at=sw.at_event_time())
     user = source.by("user")
-    wanted = aggregates_of(getattr(user, name)("amount", over="1d") for name in ("sum", "std", "max", "last"))
+    over = ["1d", "10h", "1h"]
+    wanted = aggregates_of(getattr(user, name)("amount", over=over) for name in ("sum", "std", "max", "last"))
     schemas = {source.content: engine.describe(source.data, "rows")}
-    store = OnlineStore(folder, groupings_of(wanted), schemas, durability="process")
+    folder.mkdir()
+    shared = Shared(folder, address, reading_seconds=60.0) if address else None
+    store = OnlineStore(folder, groupings_of(wanted), schemas, durability="process", shared=shared)
     store.fill(engine)
+    asked = [(store.groupings, {"user": ["hot"]})]
     reads: list[float] = []
-    taken: list[float] = []
-    for number in range(220 if rows < 100_000 else 70):
+    taken: dict[bool, list[float]] = {False: [], True: []}
+    for number in range(440 if rows < 100_000 else 240):
         began = time.perf_counter()
-        with store.snapshot() as snapshot:
+        with store.snapshot(lambda: asked) as snapshot:
             snapshot.columns(store.groupings, {"user": ["hot"]}, snapshot.moment())
         reads.append((time.perf_counter() - began) * 1e6)
-        at = np.datetime64(time.time_ns() // 1000, "us")
+        late = number % 2 == 1
+        at = np.datetime64(time.time_ns() // 1000 - (int(chance.integers(0, 23 * HOUR)) if late else 0), "us")
+        event = f'[{{"user": "hot", "amount": 1.5, "at": "{at}Z"}}]'.encode()
         began = time.perf_counter()
-        store.commit(
-            [
-                store.prepare(
-                    "rows", str(number), f'[{{"user": "hot", "amount": 1.5, "at": "{at}Z"}}]'.encode()
-                )
-            ]
-        )
-        taken.append((time.perf_counter() - began) * 1e6)
+        store.commit([store.prepare("rows", str(number), event)])
+        taken[late].append((time.perf_counter() - began) * 1e6)
     store.close()
-    return reads[20:], taken[20:]
+    return reads[40:], taken[False][20:], taken[True][20:]
 
 
 def main() -> None:
@@ -117,6 +120,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--models", default="1,30,300", help="how many models are defined, one line each")
     parser.add_argument("--hot", default="", help="rows of a single entity, one line each")
+    parser.add_argument(
+        "--store", help="redis://HOST:PORT: reads of a hot entity go through it; it is emptied"
+    )
     parser.add_argument("--folder", help="where the state lies; a temporary folder by default")
     given = parser.parse_args()
     source = sw.Source("rows", rows(), event_time="at", available_at=sw.at_event_time())
@@ -134,10 +140,13 @@ def main() -> None:
         names = {column for feature in defined for column in feature.columns}
         print(f"| {models} | {len(names):,} | {found} | {np.percentile(took, 50):.0f} | {np.percentile(took, 99):.0f} |", flush=True)  # fmt: skip
     if given.hot:
-        print("\n| rows of an entity | read p50, p99 µs | one event taken p50, p99 µs |\n| --- | --- | --- |")
+        print("\n| rows of an entity | read p50, p99 µs | an event of now taken p50, p99 µs | a late one p50, p99 µs |\n| --- | --- | --- | --- |")  # fmt: skip
     for count in map(int, filter(None, given.hot.split(","))):
         with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-            found = [np.percentile(took, [50, 99]) for took in hot(count, Path(folder) / "state", engine)]
+            if given.store:
+                redis.Redis.from_url(given.store).flushdb()
+            measured = hot(count, Path(folder) / "state", engine, given.store)
+            found = [np.percentile(took, [50, 99]) for took in measured]
         print(f"| {count:,} | {' | '.join(f'{p50:,.0f}, {p99:,.0f}' for p50, p99 in found)} |", flush=True)
 
 

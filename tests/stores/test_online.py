@@ -54,8 +54,8 @@ from sameworld.stores.history import served_rows
 from sameworld.stores.lmdb import Sizes, start_of
 from sameworld.stores.online import OnlineStore, Taken
 from sameworld.stores.redis import Shared
+from sameworld.stores.tallies import Record, unpack
 from sameworld.stores.tallies import made as tallies_of_chunks
-from sameworld.stores.tallies import unpack
 from sameworld.testing import oracle
 
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -262,7 +262,7 @@ class World:
             clock=self.clock,
             # of what lies in several chunks some is read from tallies
             sizes=Sizes(self.chunk_rows, 1 if self.chunk_rows % 2 == 0 else 4, 2),
-            shared=Shared(self.folder, self.redis, reading_seconds=5.0) if self.redis else None,
+            shared=Shared(self.folder, self.redis, reading_seconds=5.0, few=1) if self.redis else None,
         )
         if fill:
             self.store.fill(self.engine, cutover=self.cutover)
@@ -346,7 +346,7 @@ class World:
                     entities.setdefault(key[:-8], []).append((start_of(key), chunk))
                 records: dict[bytes, list[Tallies]] = {}
                 for key, record in index.all_tallies(txn, place.prefix):
-                    found = unpack(place.layout.words.tally, record)
+                    found = unpack(place.layout.words.tally, Record(start_of(key), record))
                     assert start_of(key) == found.starts[0]
                     records.setdefault(key[:-8], []).append(found)
                 for entity, chunks in entities.items():

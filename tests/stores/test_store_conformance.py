@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 from redis_server import RedisServer
 
 from sameworld.stores.redis import Shared
+from sameworld.stores.view import Fetched
 from sameworld.testing import stores
 
 
 @pytest.fixture
 def shared(redis: RedisServer) -> stores.Open:
     redis.empty()
-    return lambda folder: Shared(folder, redis.address, reading_seconds=5.0)
+    return lambda folder: Shared(folder, redis.address, reading_seconds=5.0, few=1)
 
 
 def test_lmdb_reads_what_the_oracle_says(tmp_path: Path) -> None:
@@ -40,8 +42,11 @@ class Forgetful(Shared):
 
     def view(self, wanted: Any, t: int) -> Any:
         found = super().view(wanted, t)
-        chunks: Mapping[bytes, tuple[bool, Sequence[bytes]]] = found.chunks
-        found.chunks = {entity: (more, list(some[:-1])) for entity, (more, some) in chunks.items()}
+        entities: Mapping[bytes, Fetched] = found.entities
+        found.entities = {
+            entity: replace(one, chunks=dict(list(one.chunks.items())[:-1]))
+            for entity, one in entities.items()
+        }
         return found
 
 

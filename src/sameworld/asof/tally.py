@@ -167,8 +167,8 @@ class Tallies:
     ranges: Ranges
     table: NDArray[np.int64]
 
-    def only(self, runs: NDArray[np.bool_] | slice) -> Tallies:
-        """Keep some runs."""
+    def only(self, runs: NDArray[np.bool_ | np.int64] | slice) -> Tallies:
+        """Keep some runs, in an order that may be another."""
         return Tallies(self.starts[runs], self.ranges, self.table[runs])
 
 

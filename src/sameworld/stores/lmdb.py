@@ -7,7 +7,6 @@ window reaches any more go when their entity is written to.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import secrets
 import struct
 import tempfile
@@ -158,13 +157,15 @@ class Index:
     # what has changed, for whoever publishes it
 
     def note_changes(self, txn: lmdb.Transaction, before: int, sequence: int, published: int) -> None:
-        """Note the chunks that this transaction has written, which takes the index from one sequence to another.
+        """Note the chunks and tallies that this transaction has written, which takes the index from one sequence to another.
 
         Args:
             published: notes up to this sequence go, and of the others the oldest when there are too many.
         """
         with txn.cursor(db=self._changes) as cursor:
-            cursor.put(struct.pack(">Q", sequence), _encode((before, sorted(self._touched))))
+            cursor.put(
+                struct.pack(">Q", sequence), _encode((before, sorted(self._touched), sorted(self._tallied)))
+            )
             entries = txn.stat(self._changes)["entries"]
             while cursor.first() and (
                 entries > _MOST_CHANGES or struct.unpack(">Q", cursor.key())[0] <= published
@@ -172,19 +173,23 @@ class Index:
                 cursor.delete()
                 entries -= 1
 
-    def changed(self, txn: lmdb.Transaction, before: int, sequence: int) -> set[bytes] | None:
-        """Give the keys of the chunks that were written between two sequences; None where that is not known any more."""
-        keys: set[bytes] = set()
+    def changed(
+        self, txn: lmdb.Transaction, before: int, sequence: int
+    ) -> tuple[set[bytes], set[bytes]] | None:
+        """Give the keys of the chunks and of the records of tallies that were written between two sequences; None where that is not known any more."""
+        chunks: set[bytes] = set()
+        records: set[bytes] = set()
         with txn.cursor(db=self._changes) as cursor:
             more = cursor.set_range(struct.pack(">Q", before + 1))
             while more and before < sequence:
-                since, some = msgspec.msgpack.decode(cursor.value())
+                since, some, tallied = msgspec.msgpack.decode(cursor.value())
                 if since != before:
                     return None
-                keys.update(some)
+                chunks.update(some)
+                records.update(tallied)
                 before = struct.unpack(">Q", cursor.key())[0]
                 more = cursor.next()
-        return keys if before == sequence else None
+        return (chunks, records) if before == sequence else None
 
     def chunk(self, txn: lmdb.Transaction, key: bytes) -> bytes:
         """Give a chunk by its key; nothing when it is gone."""
@@ -274,24 +279,21 @@ class Index:
             stale: the keys of those that have changed, or are gone.
         """
         chunks, cursor = self.chunks(txn), txn.cursor(db=self._tallies)
-        changed: dict[bytes | None, list[tuple[bytes, bytes | None]]] = {}
+        changed: dict[tuple[bytes, bytes | None], list[tuple[int, bytes | None]]] = {}
         for key in sorted(stale):
-            found = chunks.at(key[:-_EDGE], key)
-            known = found is not None and found[0] == key and found[2] is not None
-            changed.setdefault(_record_of(cursor, key), []).append((key, found[1] if known else None))
-        for place, some in changed.items():
-            for prefix, own in itertools.groupby(some, lambda one: one[0][:-_EDGE]):
-                record = cursor.get(place) if place is not None else None
-                made = tallies.renewed(
-                    layout, record, [(start_of(key), chunk) for key, chunk in own], self.sizes.tallies
-                )
-                if place is not None:
-                    cursor.set_key(place)
-                    cursor.delete()
-                    self._tallied.add(place)
-                for start, bytes_ in made:
-                    cursor.put(chunk_key(prefix, start), bytes_)
-                    self._tallied.add(chunk_key(prefix, start))
+            entity = key[:-_EDGE]
+            found = chunks.at(entity, key)
+            chunk = found[1] if found is not None and found[0] == key and found[2] is not None else None
+            changed.setdefault((entity, _record_of(cursor, key)), []).append((start_of(key), chunk))
+        for (entity, place), changes in changed.items():
+            record = None
+            if place is not None:
+                record = tallies.Record(start_of(place), cursor.get(place) or b"")
+                cursor.delete()
+                self._tallied.add(place)
+            for start, content in tallies.renewed(layout, record, changes, self.sizes.tallies):
+                cursor.put(chunk_key(entity, start), content)
+                self._tallied.add(chunk_key(entity, start))
 
     def chunks_of(
         self, txn: lmdb.Transaction, place: bytes, reach: Reach, keys: Iterable[Sequence[Any]], t: int
@@ -344,21 +346,23 @@ class Index:
     def _by_tallies(self, txn: lmdb.Transaction, prefix: bytes, reach: Reach, t: int) -> Found:
         """Give what windows need of an entity with many chunks."""
         edges = reach.asked.at(t)
-        records: list[Any] = []
+        records: list[tallies.Record] = []
         cursor = txn.cursor(db=self._tallies)
         more = _to_last(cursor, prefix)
         while more and bytes(cursor.key()).startswith(prefix):
-            records.append(cursor.value())
-            if start_of(cursor.key()) <= edges.low:
+            records.append(tallies.Record(start_of(cursor.key()), cursor.value()))
+            if records[-1].start <= edges.low:
                 break
             more = cursor.prev()
         records.reverse()
         rows = txn.cursor(db=self._rows)
         _to_last(rows, prefix)
         last = start_of(rows.key()), rows.value()
-        return tallies.choose(
-            edges, reach.layout, records, last, lambda start: txn.get(chunk_key(prefix, start), db=self._rows)
-        )
+
+        def chunk(start: int) -> Any:
+            return txn.get(chunk_key(prefix, start), db=self._rows)
+
+        return tallies.choose(edges, reach.layout, records, last, chunk)
 
     # filling
 

@@ -4,7 +4,7 @@ That host publishes every commit in one script, so whoever reads sees all of it 
 lost something, or has been away for longer than changes are remembered, everything is copied beside what is there, and the head then names the copy.
 
 In Redis: a hash, the head, and for every entity one sorted set of scores 0 whose members are the 8 bytes of a chunk's first event time (as in the keys of the
-index) and the chunk.
+index) and the chunk; where it has tallies, another such set (t) with the heads of their records, and a hash (r) with the rest of each by those 8 bytes.
 """
 
 from __future__ import annotations
@@ -25,45 +25,84 @@ import redis
 
 from sameworld.errors import StoreError
 from sameworld.stores.keeping import NOTHING, Kept, kept_from, token_of
-from sameworld.stores.lmdb import Index, chunk_key, entity_prefix
+from sameworld.stores.lmdb import SIZES, Index, Reach, chunk_key, entity_prefix, start_of
 from sameworld.stores.named import without_password
-from sameworld.stores.view import SharedView, Wanted
+from sameworld.stores.tallies import Missing, Record, head_bytes
+from sameworld.stores.view import Fetched, SharedView, Wanted
 
 _BASE = b"sameworld:"
 _PUBLISHING_SECONDS = 2.0
 _LEAST_PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.05, 1.0
 _BATCH_BYTES = 1 << 20
 _EARLIEST = -(2**63)
-_MOST_TRIES = 12
+_MOST_TRIES = 64
+_MOST_SINGLE = 3
 
 _READ = """
+local function less(a, b)  -- by bytes, where Lua compares as the locale has it
+  local a1, a2 = struct.unpack('>I4I4', a)
+  local b1, b2 = struct.unpack('>I4I4', b)
+  return a1 < b1 or (a1 == b1 and a2 < b2)
+end
 local head = redis.call('HMGET', KEYS[1], 'epoch', 'layout', 'sequence', 'stamp', 'latest')
 local found = {head}
 if not head[1] or ARGV[1] ~= head[2] then return found end
-for i = 2, #ARGV, 3 do
-  local key = KEYS[1] .. head[1] .. ARGV[i]
-  local before = redis.call('ZREVRANGEBYLEX', key, '(' .. ARGV[i + 1], '-', 'LIMIT', 0, ARGV[i + 2])
+for i = 3, #ARGV, 5 do
+  local key, since, depth, low, ranges = KEYS[1] .. head[1] .. ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3], ARGV[i + 4]
+  local count = redis.call('ZLEXCOUNT', key, '[' .. since, '+') + depth
+  if depth < 0 then count = redis.call('ZCARD', key) end
   local chunks = {}
-  for j = #before, 1, -1 do chunks[#chunks + 1] = before[j] end
-  for _, chunk in ipairs(redis.call('ZRANGEBYLEX', key, '[' .. ARGV[i + 1], '+')) do chunks[#chunks + 1] = chunk end
-  found[#found + 1] = {#before, chunks}
+  if count <= tonumber(ARGV[2]) or redis.call('EXISTS', key .. 't') == 0 then
+    local before = redis.call('ZREVRANGEBYLEX', key, '(' .. since, '-', 'LIMIT', 0, depth)
+    for j = #before, 1, -1 do chunks[#chunks + 1] = before[j] end
+    for _, chunk in ipairs(redis.call('ZRANGEBYLEX', key, '[' .. since, '+')) do chunks[#chunks + 1] = chunk end
+    found[#found + 1] = {#before, chunks}
+  else
+    local last = redis.call('ZREVRANGEBYLEX', key, '+', '-', 'LIMIT', 0, 1)
+    local heads = redis.call('ZREVRANGEBYLEX', key .. 't', '(' .. low, '-', 'LIMIT', 0, 1)
+    for _, one in ipairs(redis.call('ZRANGEBYLEX', key .. 't', '[' .. low, '+')) do heads[#heads + 1] = one end
+    local records = {}
+    for j, one in ipairs(heads) do
+      local begin, stop = string.sub(one, 1, 8), string.sub(heads[j + 1] or last[1], 1, 8)
+      local rest = ''
+      for k = 1, #ranges, 16 do
+        if less(begin, string.sub(ranges, k + 8, k + 15)) and less(string.sub(ranges, k, k + 7), stop) then
+          rest = redis.call('HGET', key .. 'r', begin)
+          break
+        end
+      end
+      records[j] = {one, rest}
+    end
+    for k = 1, #ranges, 16 do
+      local from, to = string.sub(ranges, k, k + 7), string.sub(ranges, k + 8, k + 15)
+      for _, chunk in ipairs(redis.call('ZREVRANGEBYLEX', key, '(' .. from, '-', 'LIMIT', 0, 1)) do chunks[#chunks + 1] = chunk end
+      if less(from, to) then
+        for _, chunk in ipairs(redis.call('ZRANGEBYLEX', key, '[' .. from, '(' .. to)) do chunks[#chunks + 1] = chunk end
+      end
+    end
+    chunks[#chunks + 1] = last[1]
+    found[#found + 1] = {-1, chunks, records}
+  end
 end
 return found
 """
-"""The head and, where it has the layout that the caller knows, of every entity its chunks from a time on and some before it."""
+"""The head and, where it has the layout that the caller knows, of every entity its chunks from a time on and some before it; or, where these would be too
+many, its tallies and the chunks (and whole records) in some ranges."""
 
 _PUBLISH = """
 local head = redis.call('HMGET', KEYS[1], 'epoch', 'sequence')
 if head[1] ~= ARGV[1] or head[2] ~= ARGV[2] then return 0 end
-for i = 6, #ARGV, 3 do
-  local key = KEYS[1] .. ARGV[1] .. ARGV[i]
-  redis.call('ZREMRANGEBYLEX', key, '[' .. ARGV[i + 1], '[' .. ARGV[i + 1] .. string.rep(string.char(255), 9))
-  if ARGV[i + 2] ~= '' then redis.call('ZADD', key, 0, ARGV[i + 1] .. ARGV[i + 2]) end
+for i = 6, #ARGV, 4 do
+  local key, edge = KEYS[1] .. ARGV[1] .. ARGV[i], ARGV[i + 1]
+  local own = ARGV[i + 3] == 'chunk' and key or key .. 't'
+  redis.call('ZREMRANGEBYLEX', own, '[' .. edge, '[' .. edge .. string.rep(string.char(255), 9))
+  if ARGV[i + 2] ~= '' then redis.call('ZADD', own, 0, edge .. ARGV[i + 2]) end
+  if ARGV[i + 3] == '' then redis.call('HDEL', key .. 'r', edge) elseif ARGV[i + 3] ~= 'chunk' then redis.call('HSET', key .. 'r', edge, ARGV[i + 3]) end
 end
 redis.call('HSET', KEYS[1], 'sequence', ARGV[3], 'stamp', ARGV[4], 'latest', ARGV[5])
 return 1
 """
-"""Replaces chunks (an empty one is removed), if the head is the one that the caller knows."""
+"""Replaces chunks and records of tallies (an empty one is removed), if the head is the one that the caller knows."""
 
 
 class Shared:
@@ -73,10 +112,14 @@ class Shared:
         folder: the store's; where a host takes no events itself, it has no name in it.
         address: redis:// or unix://; see `redis.Redis.from_url`.
         reading_seconds: how long a read may take: whoever waits for it must still have time for a fallback.
+        few: up to so many chunks of an entity are fetched as they are, without its tallies.
     """
 
-    def __init__(self, folder: Path, address: str, *, reading_seconds: float = 0.02) -> None:
+    def __init__(
+        self, folder: Path, address: str, *, reading_seconds: float = 0.02, few: int = SIZES.few
+    ) -> None:
         self._folder = folder
+        self._few = few
         self._where = without_password(address)
         self._reading = _client(address, reading_seconds)
         self._publishing = _client(address, _PUBLISHING_SECONDS)
@@ -114,37 +157,47 @@ class Shared:
         Raises:
             StoreError: Redis does not answer, or has no store.
         """
-        depth = 1
+        depth, at = 1, t
+        more: dict[bytes, list[tuple[int, int]]] = {}
         for _ in range(_MOST_TRIES):
             kept = self._kept
             asked = [
-                (kept.groupings[reach.content].prefix, reach, key)
+                (entity_prefix(kept.groupings[reach.content].prefix, key), reach)
                 for reach, keys in wanted
                 if reach.content in kept.groupings
                 for key in dict.fromkeys(keys)
             ]
-            # Of the models that read one entity, whoever wants most says how much is fetched.
-            arguments: dict[bytes, tuple[int, int]] = {}
-            for prefix, reach, key in asked:
-                entity = entity_prefix(prefix, key)
-                since, before = arguments.get(entity, (t, depth))
-                wants = -1 if reach.everything else depth
-                arguments[entity] = min(since, t - reach.past), -1 if before < 0 else wants
-            flat: list[Any] = [kept.token]
-            for entity, (since, before) in arguments.items():
-                flat += (entity, chunk_key(b"", max(since, _EARLIEST) + 1), before)
+            wishes: dict[bytes, _Wish] = {}
+            for entity, reach in asked:
+                wishes.setdefault(entity, _Wish(t, depth, more.get(entity, []))).add(reach, t, at)
+            flat: list[Any] = [kept.token, self._few]
+            for entity, wish in wishes.items():
+                flat += (entity, *wish.arguments())
             head, *found = self._ask("reading", lambda flat=flat: self._read([_BASE], flat))
             if head[0] is None:
                 raise self._empty()
             if head[1] != kept.token:
                 self.kept()
                 continue
-            chunks = {
-                entity: (count == before, [chunk[8:] for chunk in some])
-                for (entity, (_, before)), (count, some) in zip(arguments.items(), found, strict=True)
-            }
-            view = SharedView(int(head[2]), int(head[3]), kept, msgspec.msgpack.decode(head[4]), chunks)
-            if all(view.has_latest(*one, t) for one in asked):
+            entities = {entity: _fetched(one, depth) for entity, one in zip(wishes, found, strict=True)}
+            stamp = int(head[3])
+            if stamp >= at and any(one.records is not None for one in entities.values()):
+                at = stamp + 1  # windows begin elsewhere
+                continue
+            view = SharedView(int(head[2]), stamp, kept, msgspec.msgpack.decode(head[4]), max(at, stamp + 1), entities)  # fmt: skip
+            lacks = False
+            for entity, reach in asked:
+                try:
+                    if entities[entity].records is not None:
+                        entities[entity].found(reach, at)
+                except Missing as missing:
+                    lacks = True
+                    some = more.setdefault(entity, [])
+                    # What is found to be missing one by one is asked for by the record.
+                    some.append((missing.start, missing.start + 1) if len(some) < _MOST_SINGLE else (missing.begin, missing.end))  # fmt: skip
+            if lacks:
+                continue
+            if all(entities[entity].has_latest(reach, t) for entity, reach in asked):
                 return view
             depth *= 16
         raise StoreError("What is published changes faster than it can be read.", where=self._where, do="send the request again.")  # fmt: skip
@@ -186,8 +239,13 @@ class Shared:
                 if changed is None:
                     return False
                 arguments: list[Any] = [epoch, before, sequence, stamp, latest]
-                for key in changed:
-                    arguments += (key[:-8], key[-8:], index.chunk(txn, key))
+                chunks, records = changed
+                for key in chunks:
+                    arguments += (key[:-8], key[-8:], index.chunk(txn, key), b"chunk")
+                for key in records:
+                    record = index.tally(txn, key)
+                    head = head_bytes(record) if record else 0
+                    arguments += (key[:-8], key[-8:], record[:head], record[head:])
                 if not self._publish([_BASE], arguments):
                     return False
             self.published = sequence
@@ -208,14 +266,22 @@ class Shared:
                     if size > _BATCH_BYTES:
                         pipeline.execute()
                         size = 0
+                for key, record in index.all_tallies(txn, place.prefix):
+                    head = head_bytes(record)
+                    pipeline.zadd(_BASE + epoch + key[:-8] + b"t", {key[-8:] + record[:head]: 0})
+                    pipeline.hset(_BASE + epoch + key[:-8] + b"r", key[-8:], record[head:])
+                    size += len(record)
+                    if size > _BATCH_BYTES:
+                        pipeline.execute()
+                        size = 0
             pipeline.execute()
             sequence, stamp, latest = _facts(index, txn)
-            head: dict[Any, Any] = {
+            said: dict[Any, Any] = {
                 "owner": name, "epoch": epoch, "layout": token_of(index, txn), "kept": index.raw(txn, "kept"),
                 "sequence": sequence, "stamp": stamp, "latest": latest,
             }  # fmt: skip
             with _locked(self._folder / "publishing.lock"):
-                self._publishing.hset(_BASE, mapping=head)
+                self._publishing.hset(_BASE, mapping=said)
             self._sweep(epoch)
 
     def _sweep(self, epoch: bytes) -> None:
@@ -258,6 +324,44 @@ class Shared:
             where=self._where,
             do="start the server that takes events: it publishes its store, and again when Redis has lost it.",
         )
+
+
+class _Wish:
+    """What is to be fetched of an entity: of the models that read it, whoever wants most says how much.
+
+    Args:
+        t: the moment, or one before it.
+        depth: how many chunks before all windows.
+        more: ranges that were found missing.
+    """
+
+    def __init__(self, t: int, depth: int, more: list[tuple[int, int]]) -> None:
+        self._since, self._depth, self._low = t, depth, t
+        self._ranges = set(more)
+
+    def add(self, reach: Reach, t: int, at: int) -> None:
+        edges = reach.asked.at(at)
+        self._since = min(self._since, t - reach.past)
+        self._depth = -1 if reach.everything or self._depth < 0 else self._depth
+        self._low = min(self._low, edges.low)
+        self._ranges.update(edges.looked_at)
+
+    def arguments(self) -> tuple[bytes, int, bytes, bytes]:
+        ranges = b"".join(_edge(place) for both in sorted(self._ranges) for place in both)
+        return _edge(max(self._since, _EARLIEST) + 1), self._depth, _edge(self._low), ranges
+
+
+def _edge(time: int) -> bytes:
+    return chunk_key(b"", time)
+
+
+def _fetched(found: list[Any], depth: int) -> Fetched:
+    """Read the script's answer about an entity."""
+    before, members, *records = found
+    chunks = {start_of(member[:8]): member[8:] for member in members}
+    if not records:
+        return Fetched(chunks, before == depth)
+    return Fetched(chunks, records=[Record(start_of(head[:8]), head[8:] + rest) for head, rest in records[0]])
 
 
 @dataclass

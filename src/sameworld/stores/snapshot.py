@@ -65,7 +65,8 @@ class Snapshot:
 
     def moment(self) -> int:
         """Give the moment of this snapshot: now, and after everything that is in it."""
-        return max(self._store.clock.now(), self.stamp + 1)
+        fixed = self._view.moment
+        return max(self._store.clock.now(), self.stamp + 1) if fixed is None else fixed
 
     def latest(self) -> Mapping[str, int]:
         """Give source content -> when its latest row became readable, in microseconds; nothing of a source that never had one."""

@@ -6,14 +6,15 @@ other from which event time on each has rows, and begins with the tally of all o
 
 from __future__ import annotations
 
+import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sameworld.asof.aggregations import BEGINNING, DISTINCT, FIRST, LAST, LATEST, MAX, MIN
+from sameworld.asof.aggregations import BEGINNING, DISTINCT, FIRST, LAST, LATEST, MAX, MIN, NEVER
 from sameworld.asof.entity import AVAILABLE, EVENT, Words
 from sameworld.asof.plan import Read
 from sameworld.asof.read import partials_of
@@ -22,36 +23,61 @@ from sameworld.asof.tally import AT, AVAILABLE_AT, Tallies, TallyWords
 from sameworld.stores.chunks import Layout
 
 _WORD = 8
+_HEAD = struct.Struct("<qq")
+
+
+class Missing(Exception):
+    """Something that was not fetched is needed: a chunk that begins at `start`, or more of its record, whose chunks are from `begin` to `end`."""
+
+    def __init__(self, start: int, begin: int = BEGINNING, end: int = NEVER) -> None:
+        super().__init__(start)
+        self.start, self.begin, self.end = start, begin, end
+
+
+class Record(NamedTuple):
+    """Where the first chunk of a record begins, and its bytes, of which only the head may be there."""
+
+    start: int
+    content: bytes | memoryview
 
 
 def pack(words: TallyWords, tallies: Tallies) -> bytes:
-    """Give a record's bytes."""
-    count = len(tallies.starts).to_bytes(_WORD, "little")
+    """Give a record's bytes: how many its head has, how many tallies it has, their ranges, the tally of all, where each begins, and each."""
+    total = words.total(tallies).tobytes()
+    head = 2 * _WORD + len(tallies.ranges) + len(total)
     starts = tallies.starts.astype(np.int64, copy=False).tobytes()
-    return b"".join((count, tallies.ranges, starts, words.total(tallies).tobytes(), tallies.table.tobytes()))
+    return b"".join(
+        (_HEAD.pack(head, len(tallies.starts)), tallies.ranges, total, starts, tallies.table.tobytes())
+    )
 
 
-def unpack(words: TallyWords, record: bytes | memoryview) -> Tallies:
-    """Read a record's tallies."""
-    count, ranges, width = _head(words, record)
-    at = _WORD + len(ranges)
-    starts = np.frombuffer(record, np.int64, count, at)
-    table = np.frombuffer(record, np.int64, count * width, at + (count + width) * _WORD)
+def head_bytes(content: bytes | memoryview) -> int:
+    """Give how many bytes of a record are enough for `total`."""
+    return _HEAD.unpack_from(content)[0]
+
+
+def unpack(words: TallyWords, record: Record) -> Tallies:
+    """Read a record's tallies.
+
+    Raises:
+        Missing: only its head is there.
+    """
+    head, count = _HEAD.unpack_from(record.content)
+    if len(record.content) == head:
+        raise Missing(record.start)
+    ranges = bytes(record.content[2 * _WORD : 2 * _WORD * (1 + words.count)])
+    width = words.width(ranges)
+    starts = np.frombuffer(record.content, np.int64, count, head)
+    table = np.frombuffer(record.content, np.int64, count * width, head + count * _WORD)
     return Tallies(starts, ranges, table.reshape(count, width))
 
 
-def total(words: TallyWords, record: bytes | memoryview) -> Tallies:
+def total(words: TallyWords, record: Record) -> Tallies:
     """Read the tally of all that a record has, as one."""
-    count, ranges, width = _head(words, record)
-    at = _WORD + len(ranges)
-    starts = np.frombuffer(record, np.int64, 1, at)
-    table = np.frombuffer(record, np.int64, width, at + count * _WORD)
-    return Tallies(starts, ranges, table.reshape(1, width))
-
-
-def _head(words: TallyWords, record: bytes | memoryview) -> tuple[int, bytes, int]:
-    ranges = bytes(record[_WORD : _WORD + 2 * _WORD * words.count])
-    return int.from_bytes(record[:_WORD], "little"), ranges, words.width(ranges)
+    at = 2 * _WORD * (1 + words.count)
+    ranges = bytes(record.content[2 * _WORD : at])
+    table = np.frombuffer(record.content, np.int64, words.width(ranges), at)
+    return Tallies(np.array([record.start], np.int64), ranges, table[None])
 
 
 def made(layout: Layout, chunks: Sequence[tuple[int, bytes]]) -> Tallies:
@@ -61,7 +87,7 @@ def made(layout: Layout, chunks: Sequence[tuple[int, bytes]]) -> Tallies:
 
 
 def renewed(
-    layout: Layout, record: bytes | None, chunks: Sequence[tuple[int, bytes | None]], most: int
+    layout: Layout, record: Record | None, chunks: Sequence[tuple[int, bytes | None]], most: int
 ) -> list[tuple[int, bytes]]:
     """Give the records that stand for one and some chunks that have changed, and from when on each has chunks.
 
@@ -159,6 +185,11 @@ class Edges:
     raw: list[tuple[int, int]]
     ordered: list[tuple[int, int, int, int, bool]]
 
+    @property
+    def looked_at(self) -> list[tuple[int, int]]:
+        """Give from when to when rows themselves are needed; where that is no time, those around it."""
+        return [*((cut, cut) for cut in self.cuts), *self.raw]
+
     def inside(self, begin: int, end: int) -> list[int]:
         """Give the cuts between two event times."""
         return self.cuts[bisect_right(self.cuts, begin) : bisect_left(self.cuts, end)]
@@ -174,7 +205,7 @@ class Edges:
 def choose(
     edges: Edges,
     layout: Layout,
-    records: Sequence[bytes | memoryview],
+    records: Sequence[Record],
     last: tuple[int, Any],
     fetch: Callable[[int], Any],
 ) -> Found:
@@ -185,12 +216,32 @@ def choose(
         records: all that the windows reach, in order.
         last: where the entity's last chunk begins, and that chunk.
         fetch: gives a chunk by where it begins.
+
+    Raises:
+        Missing: what is needed is not there.
     """
     words = layout.words.tally
-    begins = [*(int(np.frombuffer(record, np.int64, 1, _WORD + 2 * _WORD * words.count)[0]) for record in records), last[0]]  # fmt: skip
+    begins = [*(record.start for record in records), last[0]]
     rows: dict[int, Any] = {}
     parts: list[Tallies] = []
-    totals: dict[int, bytes | memoryview] = {}
+    totals: dict[int, Record] = {}
+
+    def missed(at: int) -> Missing:
+        place = max(bisect_right(begins, at) - 1, 0)
+        return Missing(at, begins[place], begins[min(place + 1, len(records))])
+
+    def chunk(at: int) -> Any:
+        try:
+            return fetch(at)
+        except KeyError:
+            raise missed(at) from None
+
+    def tallies_of(record: Record) -> Tallies:
+        try:
+            return unpack(words, record)
+        except Missing as error:
+            raise missed(error.start) from None
+
     for record, begin, end in zip(records, begins, begins[1:], strict=False):
         if not edges.reaches(begin, end):
             continue
@@ -201,7 +252,7 @@ def choose(
                 parts.append(all_of_it)
                 totals[begin] = record
                 continue
-        tallies = unpack(words, record)
+        tallies = tallies_of(record)
         starts = tallies.starts
         ends = np.append(starts[1:], end)
         whole = tallies.table[:, AVAILABLE_AT] < edges.t
@@ -211,7 +262,7 @@ def choose(
         for a, b in edges.raw:
             whole &= (ends <= a) | (starts >= b)
         reached = (ends > edges.low) & (starts < edges.cuts[-1])
-        rows.update((start, fetch(start)) for start in starts[reached & ~whole].tolist())
+        rows.update((start, chunk(start)) for start in starts[reached & ~whole].tolist())
         if (reached & whole).any():
             parts.append(tallies.only(reached & whole))
     rows[last[0]] = last[1]
@@ -221,9 +272,9 @@ def choose(
             start = int(tallies.starts[place])
             pieces = [tallies.only(slice(None, place)), tallies.only(slice(place + 1, None))]
             if start in totals:
-                pieces.insert(1, unpack(words, totals.pop(start)))
+                pieces.insert(1, tallies_of(totals.pop(start)))
             else:
-                rows[start] = fetch(start)
+                rows[start] = chunk(start)
             pieces = [piece for piece in pieces if len(piece.starts)]
             tallies = words.together(pieces) if pieces else None
     return Found([rows[start] for start in sorted(rows)], tallies)

@@ -10,7 +10,7 @@ import lmdb
 
 from sameworld.stores.keeping import Kept
 from sameworld.stores.lmdb import Index, Reach, entity_prefix, has_latest
-from sameworld.stores.tallies import Found
+from sameworld.stores.tallies import Found, Missing, Record, choose
 
 Wanted = Sequence[tuple[Reach, Sequence[tuple[Any, ...]]]]
 """How far reads reach, and of which entities."""
@@ -30,6 +30,11 @@ class View(Protocol):
         """Source content -> when its latest row became readable, in microseconds."""
         ...
 
+    @property
+    def moment(self) -> int | None:
+        """The one that it is read at, after its stamp, where what was fetched depends on that."""
+        ...
+
     def chunks_of(self, place: bytes, reach: Reach, keys: Iterable[Sequence[Any]], t: int) -> list[Found]:
         """Give what a grouping's windows at `t` need, and perhaps more: see `Index.chunks_of`."""
         ...
@@ -47,6 +52,7 @@ class IndexView:
     latest: Mapping[str, int]
     index: Index
     txn: lmdb.Transaction
+    moment: int | None = None
 
     def chunks_of(self, place: bytes, reach: Reach, keys: Iterable[Sequence[Any]], t: int) -> list[Found]:
         return self.index.chunks_of(self.txn, place, reach, keys, t)
@@ -55,27 +61,58 @@ class IndexView:
         self.txn.abort()
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What was fetched of an entity.
+
+    Args:
+        chunks: where each begins, and it, in order.
+        more: whether there may be others before them.
+        records: the tallies of all that windows reach, where there are too many chunks to fetch them all; the last of `chunks` is the entity's last.
+    """
+
+    chunks: Mapping[int, bytes]
+    more: bool = False
+    records: Sequence[Record] | None = None
+
+    def found(self, reach: Reach, t: int) -> Found:
+        """Give what windows at a moment need of it, or raise `Missing`."""
+        if self.records is None:
+            return Found(list(self.chunks.values()))
+        last = max(self.chunks)
+        return choose(reach.asked.at(t), reach.layout, self.records, (last, self.chunks[last]), self.chunks.__getitem__)  # fmt: skip
+
+    def has_latest(self, reach: Reach, t: int) -> bool:
+        """Whether the latest rows that are wanted are there."""
+        if self.records is not None or not self.more or not reach.latest:
+            return True
+        return has_latest(reversed(list(self.chunks.values())), reach, t)
+
+
 @dataclass(slots=True)
 class SharedView:
     """A view of what was fetched at once.
 
     Args:
-        chunks: the first bytes of an entity's keys -> its chunks in order, and whether there may be others before them.
+        moment: the one it was fetched for.
+        entities: the first bytes of an entity's keys -> what was fetched of it.
     """
 
     sequence: int
     stamp: int
     kept: Kept
     latest: Mapping[str, int]
-    chunks: Mapping[bytes, tuple[bool, list[bytes]]]
-
-    def has_latest(self, place: bytes, reach: Reach, key: Sequence[Any], t: int) -> bool:
-        """Whether what was fetched of an entity has all latest rows that are wanted."""
-        more, chunks = self.chunks[entity_prefix(place, key)]
-        return not more or not reach.latest or has_latest(reversed(chunks), reach, t)
+    moment: int | None
+    entities: Mapping[bytes, Fetched]
 
     def chunks_of(self, place: bytes, reach: Reach, keys: Iterable[Sequence[Any]], t: int) -> list[Found]:
-        return [Found([] if None in key else self.chunks[entity_prefix(place, key)][1]) for key in keys]
+        try:
+            return [
+                Found([]) if None in key else self.entities[entity_prefix(place, key)].found(reach, t)
+                for key in keys
+            ]
+        except Missing as missing:
+            raise ValueError(f"what was fetched is for {self.moment}, and not for {t}") from missing
 
     def close(self) -> None:
         pass
