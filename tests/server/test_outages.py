@@ -188,7 +188,7 @@ def spoil(server: Driven, source: str) -> dict[bytes, bytes]:
         places = store.kept(txn).groupings
         for grouping in store.groupings:
             if grouping.source.name == source:
-                for place, chunk in list(store.index._chunks(txn, places[grouping.content].prefix)):
+                for place, chunk in list(store.index.all_chunks(txn, places[grouping.content].prefix)):
                     kept[place] = bytes(chunk)
                     txn.put(place, b"no rows", db=store.index._rows)
     assert kept
