@@ -1,11 +1,16 @@
 """When a row becomes readable: the four ways to say it, and the clocks of naive timestamps."""
 
 import datetime as dt
+import random
+from zoneinfo import ZoneInfo
 
+import duckdb
 import pyarrow as pa
 import pytest
 
 import sameworld as sw
+from sameworld.asof.rows import available_sql
+from sameworld.errors import DefinitionError
 
 DAY = dt.timedelta(days=1)
 MICROSECOND = dt.timedelta(microseconds=1)
@@ -84,6 +89,100 @@ def test_a_daily_batch_may_come_at_any_time_of_day(readable_from, at: str) -> No
     published = utc("2024-01-06").replace(hour=hour, minute=minute)
     assert readable_from(published, published, available_at=sw.daily(at))
     assert readable_from(published - DAY + MICROSECOND, published, available_at=sw.daily(at))
+
+
+def lands(event: int, lag: int, at: str, zone: str) -> int:
+    """When a batch on the clocks of a zone has a row: in plain Python, trying every day around it. All in microseconds."""
+    clocks, ready = ZoneInfo(zone), event + lag
+    hour, minute = map(int, at.split(":"))
+    around = (utc("1970-01-01") + dt.timedelta(microseconds=ready)).replace(hour=hour, minute=minute)
+    landings = []
+    for days in range(-3, 4):
+        shown = (around + days * DAY).replace(second=0, microsecond=0, tzinfo=clocks)
+        # of a time that clocks show twice the later one; of one that they skip what they would have shown before it
+        landings += [max(micros(shown.replace(fold=fold)) for fold in (0, 1))]
+    return min(landing for landing in landings if landing >= ready)
+
+
+@pytest.mark.parametrize(
+    ("event", "lag", "published"),
+    [
+        ("2024-03-09T10:59:59", "0s", "2024-03-09T11:00"),  # 06:00 in winter
+        ("2024-03-09T11:00:00.000001", "0s", "2024-03-10T10:00"),  # a day of 23 hours later
+        ("2024-03-10T10:00", "0s", "2024-03-10T10:00"),
+        ("2024-03-10T10:00:00.000001", "0s", "2024-03-11T10:00"),
+        ("2024-11-02T10:00:00.000001", "0s", "2024-11-03T11:00"),  # one of 25
+        ("2024-11-02T10:00:00.000001", "1d", "2024-11-03T11:00"),  # a lag of a day is 24 hours, always
+        ("2024-11-02T11:00:00.000001", "1d", "2024-11-04T11:00"),
+        ("2024-11-02T11:00", "1d", "2024-11-03T11:00"),
+    ],
+)
+def test_a_daily_batch_may_come_by_the_clocks_of_a_zone(
+    readable_from, event: str, lag: str, published: str
+) -> None:
+    batch = sw.daily("06:00", lag=lag, timezone="America/New_York")
+    assert readable_from(utc(event), utc(published), available_at=batch)
+
+
+@pytest.mark.parametrize(
+    ("event", "at", "published"),
+    [
+        ("2024-03-10T06:00", "02:30", "2024-03-10T07:30"),  # skipped by the clocks
+        ("2024-03-10T07:30:00.000001", "02:30", "2024-03-11T06:30"),
+        ("2024-11-03T05:00", "01:30", "2024-11-03T06:30"),  # shown twice by the clocks: the second time
+        ("2024-11-03T05:30:00.000001", "01:30", "2024-11-03T06:30"),
+        ("2024-11-03T06:30:00.000001", "01:30", "2024-11-04T06:30"),
+    ],
+)
+def test_a_batch_at_a_time_that_clocks_skip_or_repeat_comes_once(
+    readable_from, event: str, at: str, published: str
+) -> None:
+    batch = sw.daily(at, timezone="America/New_York")
+    assert readable_from(utc(event), utc(published), available_at=batch)
+
+
+# Changes by half an hour and by two hours, at midnight, a minute after it, and of a whole day; south of the equator; none.
+ZONES = {
+    "America/New_York": 2024,
+    "Europe/Berlin": 2024,
+    "Australia/Lord_Howe": 2024,
+    "Antarctica/Troll": 2024,
+    "America/Havana": 2024,
+    "America/Goose_Bay": 2010,
+    "Pacific/Apia": 2011,
+    "Asia/Kathmandu": 2024,
+}
+
+
+@pytest.mark.parametrize(("zone", "year"), ZONES.items())
+def test_a_batch_by_clocks_comes_when_plain_python_says(zone: str, year: int) -> None:
+    start, end = micros(utc(f"{year}-01-01")), micros(utc(f"{year + 1}-01-02"))
+    near = [
+        hour
+        for hour in range(start, end, 3_600_000_000)
+        if offset(hour, zone) != offset(hour + 3_600_000_000, zone)
+    ]
+    chance = random.Random(year)
+    events = [hour + chance.randrange(-2, 3) * 1_800_000_000 + late for hour in near for late in range(-1, 2)]
+    events += [hour + chance.randrange(-86_400_000_000, 86_400_000_000) for hour in near for _ in range(60)]
+    events += [chance.randrange(start, end) for _ in range(60)]
+    table = pa.table({"e": pa.array(events, pa.timestamp("us", tz="UTC"))})
+    engine = duckdb.connect()
+    engine.register("rows", table)
+    for at in ("00:00", "00:30", "02:15", "06:00", "23:30"):
+        source = sw.Source("rows", table, event_time="e", available_at=sw.daily(at, lag="5h", timezone=zone))
+        query = f"SELECT {available_sql(source, {})} FROM (SELECT epoch_us(e) AS __event_us FROM rows)"
+        got = [when for (when,) in engine.execute(query).fetchall()]
+        assert got == [lands(event, 5 * 3_600_000_000, at, zone) for event in events]
+
+
+def offset(instant: int, zone: str) -> dt.timedelta | None:
+    return (utc("1970-01-01") + instant * MICROSECOND).astimezone(ZoneInfo(zone)).utcoffset()
+
+
+def test_a_zone_of_a_batch_is_one() -> None:
+    with pytest.raises(DefinitionError, match="'Mars' is not a time zone"):
+        sw.Source("rows", "f", event_time="e", available_at=sw.daily("06:00", timezone="Mars"))
 
 
 def test_a_column_says_it_row_by_row(readable_from) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from datetime import UTC, timedelta
 
 import pyarrow as pa
 import pytest
@@ -459,7 +460,7 @@ def test_a_daily_batch_has_a_time_of_day(at: str) -> None:
     assert problem(lambda: sw.daily(at)) == (
         f"{at!r} is not a time of day.\n"
         "  in: sw.daily\n"
-        "  expected: 'HH:MM' in UTC\n"
+        "  expected: 'HH:MM'\n"
         "  do: write for example sw.daily('06:00', lag='2d')."
     )
 
@@ -470,8 +471,9 @@ def test_an_aggregate_has_an_entity() -> None:
         "The aggregate count of source 's' has no entity.\n"
         "  in: s.count\n"
         "  expected: one or several key columns\n"
-        "  do: group first, for example source.by('user')."
+        "  do: group first, for example source.by('user'), or source.by('user', 'shop') for pairs."
     )
+    assert "found: ['user', 'shop']" in problem(source.by(["user", "shop"]).count)
 
 
 def test_a_label_has_an_outcome_without_a_window() -> None:
@@ -520,6 +522,80 @@ def test_a_model_says_all_that_is_wrong_with_it() -> None:
         "Model 'a b' has no features.",
         "A fallback is of no known kind.",
     ]
+
+
+NOTHING = float("nan")
+NAMED = sw.Source("s", "f", event_time="t", available_at="a")
+
+
+@pytest.mark.parametrize(
+    ("make", "what", "place"),
+    [
+        (lambda: sw.Source("s", "f", event_time=None, available_at="a"), "None", "a column"),
+        (lambda: sw.Source("s", "f", event_time="t", available_at="a", id=5), "5", "a column"),
+        (lambda: sw.Moments("f", at=""), "''", "a column"),
+        (lambda: sw.field(3), "3", "a field"),
+        (lambda: NAMED.by("k").sum(None), "None", "a column"),
+        (lambda: NAMED.by("k").ratio("x", 3), "3", "a column"),
+        (lambda: sw.derive(clip, ["x", "y"]), "['x', 'y']", "a feature of the model or of a request field"),
+        (lambda: world(features={3: sw.field("x")}), "3", "a feature"),
+    ],
+)
+def test_a_name_is_text(make, what: str, place: str) -> None:
+    first, *_, last = problem(make).splitlines()
+    assert (first, last) == (
+        f"{what} is not the name of {place}.",
+        f"  do: write the name of {place} as text.",
+    )
+
+
+def test_a_derived_feature_names_its_inputs() -> None:
+    # and does not take them as they are
+    text = problem(lambda: sw.derive(clip, NAMED.by("k").count()))
+    assert text.startswith("Aggregate(source=Source(")
+    assert " is not the name of a feature of the model or of a request field.\n" in text
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: NAMED.by("k").count(over=3600), "3600 is not a duration."),
+        (
+            lambda: NAMED.by("k").count(over=timedelta(days=1)),
+            "datetime.timedelta(days=1) is not a duration.",
+        ),
+        (lambda: sw.daily(6), "6 is not a time of day."),
+        (lambda: NAMED.by("k").last_n("x", "3"), "last_n needs a length."),
+        (lambda: NAMED.by("k").last_n("x", True), "last_n needs a length."),
+        (
+            lambda: NAMED.by("k").ratio("x", "y", prior="1"),
+            "The prior of a ratio must be a finite number, and its weight one that is not negative.",
+        ),
+        (lambda: NAMED.by("k").count() > None, "An aggregate can only be compared with a number."),
+        (lambda: NAMED.by("k").count() > NOTHING, "An aggregate can only be compared with a number."),
+        (lambda: NAMED.where(3), "3 is not a condition."),
+        (lambda: NAMED.where(" "), "' ' is not a condition."),
+        (lambda: sw.field("x").hour(timezone=None), "The hour of a field needs a time zone."),
+        (lambda: sw.field("x").hour(timezone=UTC), "datetime.timezone.utc is not a time zone."),
+        (lambda: sw.Source(5, "f", event_time="t", available_at="a"), "5 is not a source name."),
+        (
+            lambda: sw.Source("s", "f", event_time="t", available_at=5),
+            "Source 's' does not say when its rows become readable.",
+        ),
+    ],
+)
+def test_what_is_no_definition_is_told(make, what: str) -> None:
+    assert problem(make).splitlines()[0] == what
+
+
+@pytest.mark.parametrize("zone", ["America", "/etc/passwd", "right/Europe/Berlin", "localtime", "", "+02:00"])
+def test_a_zone_is_one_that_every_machine_knows(zone: str) -> None:
+    assert problem(lambda: sw.Source("s", "f", event_time="t", available_at="a", timezone=zone)) == (
+        f"{zone!r} is not a time zone.\n"
+        "  in: source 's'\n"
+        "  expected: a name such as 'America/New_York' or 'UTC'\n"
+        "  do: correct timezone=."
+    )
 
 
 def test_a_feature_is_a_feature() -> None:

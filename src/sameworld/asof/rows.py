@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from sameworld.asof.plan import Input
 from sameworld.asof.schema import Schema, family_of, kind_of, scale_of
-from sameworld.definitions.availability import AtEventTime, AvailableColumn, Daily, Delay
+from sameworld.definitions.availability import AtEventTime, AvailableColumn, Daily, DailyInZone, Delay
 from sameworld.definitions.source import Source
 
 _DAY = 86_400_000_000
@@ -49,6 +49,18 @@ def available_sql(source: Source, schema: Schema) -> str:
             return instant_sql(column, schema[column], source.timezone)
         case Delay() as declared:
             return f"try(__event_us + {declared.microseconds})"
+        case DailyInZone() as declared:
+            zone = literal(declared.timezone)
+            ready = f"(__event_us + {declared.lag_microseconds})"
+            midnight = f"date_trunc('day', timezone({zone}, make_timestamptz({ready})))"
+            # The day before counts, too: clocks that are put back at midnight are on it once more.
+            landings = [
+                f"epoch_us(timezone({zone}, {midnight} + to_microseconds({days * _DAY + declared.at_microseconds})))"
+                for days in (-1, 0, 1)
+            ]
+            *earlier, last = landings
+            chosen = " ".join(f"WHEN {landing} >= {ready} THEN {landing}" for landing in earlier)
+            return f"try(CASE {chosen} ELSE {last} END)"
         case Daily() as declared:
             ready = f"(__event_us + {declared.lag_microseconds} - {declared.at_microseconds})"
             past = (

@@ -30,18 +30,18 @@ class Delay(msgspec.Struct, frozen=True, tag="delay"):
 
 
 class Daily(msgspec.Struct, frozen=True, tag="daily"):
-    """Readable at the first `at` o'clock (UTC) that is not earlier than event time + lag."""
+    """Readable at the first `at` o'clock (UTC, unless it names a zone) that is not earlier than event time + lag."""
 
     at: str
     lag: str = "0s"
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", self.at):
+        if not (isinstance(self.at, str) and re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", self.at)):  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not all checked
             report(
                 DefinitionError(
                     f"{self.at!r} is not a time of day.",
                     where="sw.daily",
-                    expected="'HH:MM' in UTC",
+                    expected="'HH:MM'",
                     do="write for example sw.daily('06:00', lag='2d').",
                 )
             )
@@ -58,6 +58,12 @@ class Daily(msgspec.Struct, frozen=True, tag="daily"):
         return durations.microseconds(self.lag, of="sw.daily", zero=True)
 
 
+class DailyInZone(Daily, frozen=True, tag="daily_in_zone", kw_only=True):
+    """The same on the clocks of a time zone, whose days may have 23 or 25 hours. Another kind, so that what is in UTC keeps its hash."""
+
+    timezone: str
+
+
 class AtEventTime(msgspec.Struct, frozen=True, tag="at_event_time"):
     """Readable at the very moment of the event: true of few systems, so it has to be said."""
 
@@ -68,7 +74,7 @@ class AvailableColumn(msgspec.Struct, frozen=True, tag="column"):
     column: str
 
 
-Availability = AvailableColumn | Delay | Daily | AtEventTime
+Availability = AvailableColumn | Delay | Daily | DailyInZone | AtEventTime
 
 
 def delay(by: str) -> Delay:
@@ -80,9 +86,16 @@ def delay(by: str) -> Delay:
     return Delay(by)
 
 
-def daily(at: str, *, lag: str = "0s") -> Daily:
-    """Say that rows arrive in a daily batch: readable at the first `at` o'clock UTC not earlier than event time + lag."""
-    return Daily(at, lag)
+def daily(at: str, *, lag: str = "0s", timezone: str | None = None) -> Daily:
+    """Say that rows arrive in a daily batch: readable at the first `at` o'clock not earlier than event time + lag.
+
+    Args:
+        at: HH:MM.
+        lag: how much older than the batch its rows are at least.
+        timezone: on whose clocks, such as "America/New_York"; UTC by default. A time that a change of clocks skips is taken as if they had not been
+            changed yet, one that they show twice as the second.
+    """
+    return Daily(at, lag) if timezone is None else DailyInZone(at, lag, timezone=timezone)
 
 
 def at_event_time() -> AtEventTime:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+import math
+import numbers
 from typing import TYPE_CHECKING, Literal, Union
 
 import msgspec
 
 from sameworld.definitions import durations
 from sameworld.definitions.functions import NamedFunction
+from sameworld.definitions.names import check_name
 from sameworld.definitions.problems import report
+from sameworld.definitions.where_defined import caller
 from sameworld.definitions.windows import Window
 from sameworld.errors import DefinitionError
 
@@ -93,22 +97,36 @@ class Aggregate(msgspec.Struct, frozen=True, tag="aggregate", dict=True):
         return msgspec.structs.replace(self, stale=WhenStale(then, after))
 
     def __gt__(self, threshold: float) -> Outcome:
-        return Outcome(self, ">", float(threshold))
+        return _outcome(self, ">", threshold)
 
     def __ge__(self, threshold: float) -> Outcome:
-        return Outcome(self, ">=", float(threshold))
+        return _outcome(self, ">=", threshold)
 
     def __lt__(self, threshold: float) -> Outcome:
-        return Outcome(self, "<", float(threshold))
+        return _outcome(self, "<", threshold)
 
     def __le__(self, threshold: float) -> Outcome:
-        return Outcome(self, "<=", float(threshold))
+        return _outcome(self, "<=", threshold)
+
+
+def _outcome(aggregate: Aggregate, comparison: Literal[">", ">=", "<", "<="], threshold: float) -> Outcome:
+    if not isinstance(threshold, numbers.Real) or math.isnan(threshold):  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not all checked
+        raise DefinitionError(
+            "An aggregate can only be compared with a number.",
+            where=f"{aggregate.source.name}.{aggregate.operation} {caller()}".strip(),
+            found=f"{comparison} {repr(threshold)[:80]}",
+            do="compare it with a number, for example > 15.",
+        )
+    return Outcome(aggregate, comparison, float(threshold))
 
 
 class Field(msgspec.Struct, frozen=True, tag="field"):
     """A field of the request, as it comes."""
 
     name: str
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "a field", f"sw.field {caller()}".strip())
 
     def category(self) -> Category:
         """Use the field as a category."""
@@ -141,6 +159,14 @@ class ClockPart(msgspec.Struct, frozen=True, tag="clock_part"):
     def __post_init__(self) -> None:
         from sameworld.definitions.source import check_timezone  # noqa: PLC0415 # source.py needs Aggregate from here
 
+        if self.timezone is None:  # pyright: ignore[reportUnnecessaryComparison] # callers are not all checked
+            report(
+                DefinitionError(
+                    f"The {self.part} of a field needs a time zone.",
+                    where=f"field {self.field.name!r}",
+                    do="write for example timezone='America/New_York'.",
+                )
+            )
         check_timezone(self.timezone, f"field {self.field.name!r}")
 
     def category(self) -> Category:
@@ -182,6 +208,9 @@ def derive(function: object, *inputs: str) -> Derive:
             or with one, and must treat each row alone.
         inputs: names of other features of the model, or of request fields.
     """
+    where = f"sw.derive {caller()}".strip()
+    for given in inputs:
+        check_name(given, "a feature of the model or of a request field", where)
     if not inputs:
         report(
             DefinitionError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from sameworld.definitions import durations
-from sameworld.definitions.availability import Daily, Delay
+from sameworld.definitions.availability import Daily, DailyInZone, Delay
 from sameworld.definitions.feature import Aggregate, Outcome
 from sameworld.definitions.problems import report
 from sameworld.definitions.where_defined import caller
@@ -79,6 +79,8 @@ class Label(_LabelOf, frozen=True, kw_only=True):
         match self.aggregate.source.readable:
             case Delay() as declared:
                 return declared.microseconds
+            case DailyInZone() as declared:  # whose days are longer when clocks are changed
+                return declared.lag_microseconds + 2 * _DAY
             case Daily() as declared:
                 return declared.lag_microseconds + _DAY
             case _:

@@ -25,6 +25,7 @@ from sameworld.definitions.functions import NamedFunction
 from sameworld.definitions.hashing import as_first_hashed, content_hash
 from sameworld.definitions.label import Label
 from sameworld.definitions.moments import Moments
+from sameworld.definitions.names import check_name
 from sameworld.definitions.parts import aggregate_columns, features_seen
 from sameworld.definitions.problems import report
 from sameworld.definitions.ranking import Ranking
@@ -117,7 +118,8 @@ class Model(_Named, frozen=True, kw_only=True):
                 DefinitionError(f"Model {self.name!r} has no features.", where=where, do="add at least one.")
             )
         for name, feature in self.features.items():
-            self._check_feature(name, feature, where)
+            if check_feature(name, feature, where):
+                self._check_feature(name, feature, where)
         for fallback in self.fallbacks:
             if not isinstance(fallback, Fallback):  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not all checked
                 report(
@@ -151,18 +153,7 @@ class Model(_Named, frozen=True, kw_only=True):
                 )
             )
 
-    def _check_feature(self, name: str, feature: Any, where: str) -> None:
-        if not isinstance(feature, Feature):
-            report(
-                DefinitionError(
-                    f"Feature {name!r} is not a feature.",
-                    where=where,
-                    expected="an aggregate, sw.field(...), sw.derive(...) or one of them as a category",
-                    found=repr(feature)[:80],
-                    do="correct its definition.",
-                )
-            )
-            return
+    def _check_feature(self, name: str, feature: Feature, where: str) -> None:
         plain = feature.of if isinstance(feature, Category) else feature
         if isinstance(feature, Category) and isinstance(plain, Aggregate) and len(plain.windows) != 1:
             report(
@@ -362,6 +353,23 @@ def without_data(value: Any, also: Collection[str] = ()) -> Any:
 
 STALENESS = ("fresh_within", "stale")
 """Options of definitions that no value depends on."""
+
+
+def check_feature(name: object, feature: object, where: str) -> bool:
+    """Say whether this is a feature; report what is none, and what has no name."""
+    check_name(name, "a feature", where)
+    if isinstance(feature, Feature):
+        return True
+    report(
+        DefinitionError(
+            f"Feature {name!r} is not a feature.",
+            where=where,
+            expected="an aggregate, sw.field(...), sw.derive(...) or one of them as a category",
+            found=repr(feature)[:80],
+            do="correct its definition.",
+        )
+    )
+    return False
 
 
 def unknown_feature(what: str, name: str, known: list[str], where: str) -> DefinitionError:

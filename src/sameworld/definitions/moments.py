@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, Self
 import msgspec
 
 from sameworld.definitions.instants import instant
+from sameworld.definitions.names import check_name
 from sameworld.definitions.problems import report
 from sameworld.definitions.source import check_timezone
 from sameworld.definitions.where_defined import caller
@@ -58,6 +59,7 @@ class Moments(_Table, frozen=True, kw_only=True):
     served: bool = False
 
     def __post_init__(self) -> None:
+        check_name(self.at, "a column", f"moments {caller()}, at".strip())
         check_timezone(self.timezone, f"moments {caller()}".strip())
         if self.served and not isinstance(self.data, Log | dict):  # a bundle has the JSON of the log
             report(

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 import zoneinfo
 from typing import Any
 
 import msgspec
 
 from sameworld.definitions import availability, durations, feature, windows
-from sameworld.definitions.availability import Availability, AvailableColumn
+from sameworld.definitions.availability import Availability, AvailableColumn, DailyInZone
 from sameworld.definitions.feature import Aggregate
 from sameworld.definitions.hashing import as_first_hashed, content_hash
+from sameworld.definitions.names import check_name
 from sameworld.definitions.problems import report
 from sameworld.definitions.where_defined import caller
 from sameworld.errors import DefinitionError
 
 _LONGEST_LIST = 10_000
+_OF_ROWS = frozenset({"count", "exists", "age"})
 
 
 class _Table(msgspec.Struct, frozen=True, dict=True):
@@ -58,7 +61,7 @@ class Source(_Table, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         where = f"source {self.name!r} {caller()}".strip()
-        if not self.name or not self.name.replace("_", "a").replace("-", "a").isalnum():
+        if not isinstance(self.name, str) or not self.name.replace("_", "a").replace("-", "a").isalnum():  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not all checked
             report(
                 DefinitionError(
                     f"{self.name!r} is not a source name.",
@@ -67,13 +70,17 @@ class Source(_Table, frozen=True, kw_only=True):
                     do="rename the source.",
                 )
             )
-        if self.available_at is None:
+        check_name(self.event_time, "a column", f"{where}, event_time")
+        for option in ("id", "version", "deleted"):
+            if getattr(self, option) is not None:
+                check_name(getattr(self, option), "a column", f"{where}, {option}")
+        if not isinstance(self.available_at, str | Availability):
             report(
                 DefinitionError(
                     f"Source {self.name!r} does not say when its rows become readable.",
                     where=where,
                     expected="available_at",
-                    found="nothing",
+                    found="nothing" if self.available_at is None else repr(self.available_at)[:80],
                     do=f"say it in one of four ways: {availability.FOUR_WAYS}.",
                 )
             )
@@ -98,6 +105,8 @@ class Source(_Table, frozen=True, kw_only=True):
                 )
             )
         check_timezone(self.timezone, where)
+        if isinstance(self.available_at, DailyInZone):
+            check_timezone(self.available_at.timezone, f"{where}, available_at")
 
     @property
     def readable(self) -> Availability:
@@ -135,7 +144,7 @@ class Source(_Table, frozen=True, kw_only=True):
 
     def where(self, condition: str) -> Rows:
         """Keep only the rows for which a DuckDB condition over the row's own columns is true."""
-        return Rows(self, condition=condition)
+        return Rows(self).where(condition)
 
     def by(self, *keys: str) -> Rows:
         """Group the rows by one or several key columns: the entity."""
@@ -151,6 +160,15 @@ class Rows(msgspec.Struct, frozen=True):
 
     def where(self, condition: str) -> Rows:
         """Keep only rows for which the condition holds too."""
+        if not isinstance(condition, str) or not condition.strip():  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not all checked
+            report(
+                DefinitionError(
+                    f"{repr(condition)[:80]} is not a condition.",
+                    where=f"{self.source.name}.where {caller()}".strip(),
+                    expected="a DuckDB expression over the row's own columns, as text",
+                    do="write for example source.where('amount > 20').",
+                )
+            )
         both = condition if self.condition is None else f"({self.condition}) AND ({condition})"
         return Rows(self.source, condition=both, keys=self.keys)
 
@@ -166,13 +184,16 @@ class Rows(msgspec.Struct, frozen=True):
         arguments: tuple[str | int | float, ...] = (),
     ) -> Aggregate:
         where = f"{self.source.name}.{operation} {caller()}".strip()
+        if operation not in _OF_ROWS:
+            check_name(column, "a column", where)
         if not self.keys or not all(isinstance(key, str) and key for key in self.keys):  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not all checked
             report(
                 DefinitionError(
                     f"The aggregate {operation} of source {self.source.name!r} has no entity.",
                     where=where,
                     expected="one or several key columns",
-                    do="group first, for example source.by('user').",
+                    found=", ".join(repr(key)[:80] for key in self.keys),
+                    do="group first, for example source.by('user'), or source.by('user', 'shop') for pairs.",
                 )
             )
         return Aggregate(
@@ -214,14 +235,15 @@ class Rows(msgspec.Struct, frozen=True):
             weight: how much evidence the prior is worth, in units of `by`; with 0 there is no value where the sum of `by` is 0.
             over: windows.
         """
-        if not (math.isfinite(prior) and math.isfinite(weight) and weight >= 0):
-            report(
-                DefinitionError(
-                    "The prior of a ratio must be a finite number, and its weight one that is not negative.",
-                    where=f"{self.source.name}.ratio {caller()}".strip(),
-                    found=f"prior={prior}, weight={weight}",
-                    do="correct them.",
-                )
+        where = f"{self.source.name}.ratio {caller()}".strip()
+        check_name(by, "a column", where)
+        finite = all(isinstance(given, numbers.Real) and math.isfinite(given) for given in (prior, weight))  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not all checked
+        if not (finite and weight >= 0):
+            raise DefinitionError(
+                "The prior of a ratio must be a finite number, and its weight one that is not negative.",
+                where=where,
+                found=f"prior={prior}, weight={weight}",
+                do="correct them.",
             )
         return self._aggregate("ratio", column, over, (by, float(prior), float(weight)))
 
@@ -247,17 +269,17 @@ class Rows(msgspec.Struct, frozen=True):
 
     def last_n(self, column: str, n: int, *, over: windows.Over = None) -> Aggregate:
         """A list of the non-null values of the latest `n` events, the latest last; null when there is none. An input of `sw.derive`."""
-        if not 1 <= n <= _LONGEST_LIST:
+        if not isinstance(n, numbers.Integral) or isinstance(n, bool) or not 1 <= n <= _LONGEST_LIST:  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not all checked
             report(
                 DefinitionError(
                     "last_n needs a length.",
                     where=f"{self.source.name}.last_n {caller()}".strip(),
-                    expected=f"1 to {_LONGEST_LIST}",
-                    found=str(n),
+                    expected=f"a whole number from 1 to {_LONGEST_LIST}",
+                    found=repr(n)[:80],
                     do="correct n.",
                 )
             )
-        return self._aggregate("last_n", column, over, (n,))
+        return self._aggregate("last_n", column, over, (int(n),))
 
     def age(self, *, over: windows.Over = None) -> Aggregate:
         """Seconds from the event time of the latest row to the moment; null when there is none."""
@@ -265,12 +287,14 @@ class Rows(msgspec.Struct, frozen=True):
 
 
 def check_timezone(timezone: str | None, where: str) -> None:
-    """Report a time zone that this machine does not know."""
+    """Report a time zone that this machine does not know, or that only machines like it would."""
     if timezone is None:
         return
     try:
+        if timezone.startswith(("posix", "right", "localtime")):
+            raise ValueError
         zoneinfo.ZoneInfo(timezone)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError):
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError, AttributeError, TypeError):
         report(
             DefinitionError(
                 f"{timezone!r} is not a time zone.",

@@ -44,7 +44,7 @@ def parse(over: Over, where: str) -> tuple[Window, ...]:
     """Give the windows of `over=`: none is all history, one, or several."""
     if over is None:
         return (Window(),)
-    given = [over] if isinstance(over, str | Window) else list(over)
+    given = list(over) if isinstance(over, Sequence) and not isinstance(over, str) else [over]  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not all checked
     parsed = tuple(item if isinstance(item, Window) else Window(_canonical(item, where)) for item in given)
     if not parsed or len(set(parsed)) != len(parsed):
         report(

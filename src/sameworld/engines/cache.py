@@ -96,9 +96,9 @@ class Building:
 
 def cache_folder(folder: Path | None, cache: Path | bool) -> Path | None:
     """Give where to keep things: `.sameworld/cache` in a world's folder (True), a folder of one's own, or nowhere (False)."""
-    if isinstance(cache, Path):
-        return cache
-    return (folder or Path()) / DEFAULT if cache else None
+    if not isinstance(cache, bool):
+        return Path(cache)
+    return Path(folder or "") / DEFAULT if cache else None
 
 
 class Cache:

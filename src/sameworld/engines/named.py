@@ -32,6 +32,7 @@ def opened_engine(
     if not isinstance(engine, str):
         yield engine
         return
+    folder = None if folder is None else Path(folder)  # a notebook gives text
     match engine:
         case "duckdb":
             own = DuckDBEngine(folder, cache=cache, say=say)

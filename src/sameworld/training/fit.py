@@ -26,8 +26,8 @@ from sameworld.definitions.model import Model, as_json
 from sameworld.definitions.moments import Moments
 from sameworld.definitions.parts import RULE, feature_columns, features_seen, plain, with_inputs
 from sameworld.engines.cache import cache_folder
-from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.engines.interface import Engine, World
+from sameworld.engines.named import EngineName, opened_engine
 from sameworld.errors import TrainingError
 from sameworld.training.bundle import (
     Bundle,
@@ -88,7 +88,7 @@ def train(
     world: World = "as_of",
     until: int | None = None,
     as_of: int | None = None,
-    engine: Engine | None = None,
+    engine: EngineName | Engine = "duckdb",
     folder: Path | None = None,
     say: Say = silent,
 ) -> Trained:
@@ -103,7 +103,7 @@ def train(
         until: microseconds since 1970, the time of training: only examples whose label has matured by then are learnt from, everything asked after
             it is for the score. By default the time before which 85 % of the moments were asked.
         as_of: when the score's labels are known; now by default.
-        engine: DuckDB by default, with its cache in `.sameworld/cache` in the folder.
+        engine: as in `training_set`; that of this machine keeps its cache in `.sameworld/cache` in the folder.
         folder: what relative paths start from.
         say: told what is being done.
 
@@ -114,34 +114,37 @@ def train(
     registry = registry if isinstance(registry, Registry) else Registry(Path(registry))
     seconds: dict[str, float] = {}
     clock = time.perf_counter()
-    engine = engine or DuckDBEngine(folder, cache=cache_folder(folder, True), say=say)
     as_of = time.time_ns() // 1000 if as_of is None else as_of
-    plans = [
-        planned(
-            model.features,
-            moments,
-            model.label,
-            engine=engine,
-            world=world,
-            as_of=as_of,
-            fallbacks=model.fallbacks,
-            ranking=model.ranking,
-        )
-        for moments in (model.moments, *also)
-    ]
-    read = [read_moments(engine, plan.moments) for plan in plans]
-    at = np.concatenate([moments.at for moments in read])
-    if until is None and at.size:
-        until = int(np.quantile(at, _LATEST_SHARE, method="lower"))
-    for plan, moments in zip(plans, read, strict=True):
-        say(plan.summary(moments.at.size))
-    data = joined([plan.at(moments, until) for plan, moments in zip(plans, read, strict=True)])
-    popular = [
-        popular_table(fallback, data.moments, until, engine=engine, schemas=data.schemas, rows=plans[0].rows)
-        if isinstance(fallback, Popular) and until is not None
-        else None
-        for fallback in model.fallbacks
-    ]
+    own = opened_engine(engine, folder, cache=cache_folder(folder, True), say=say)
+    with own as chosen:
+        plans = [
+            planned(
+                model.features,
+                moments,
+                model.label,
+                engine=chosen,
+                world=world,
+                as_of=as_of,
+                fallbacks=model.fallbacks,
+                ranking=model.ranking,
+            )
+            for moments in (model.moments, *also)
+        ]
+        read = [read_moments(chosen, plan.moments) for plan in plans]
+        at = np.concatenate([moments.at for moments in read])
+        if until is None and at.size:
+            until = int(np.quantile(at, _LATEST_SHARE, method="lower"))
+        for plan, moments in zip(plans, read, strict=True):
+            say(plan.summary(moments.at.size))
+        data = joined([plan.at(moments, until) for plan, moments in zip(plans, read, strict=True)])
+        popular = [
+            popular_table(
+                fallback, data.moments, until, engine=chosen, schemas=data.schemas, rows=plans[0].rows
+            )
+            if isinstance(fallback, Popular) and until is not None
+            else None
+            for fallback in model.fallbacks
+        ]
     seconds["training set"] = time.perf_counter() - clock
     return fit(
         model, data, registry=registry, world=world, also=also, popular=popular, say=say, seconds=seconds

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -22,7 +23,7 @@ from sameworld.asof.values import float_column
 from sameworld.definitions.fallbacks import Fallback, Popular
 from sameworld.definitions.feature import Feature, Outcome
 from sameworld.definitions.label import Label
-from sameworld.definitions.model import Model
+from sameworld.definitions.model import Model, check_feature
 from sameworld.definitions.moments import Log, Moments
 from sameworld.definitions.ranking import Ranking
 from sameworld.definitions.source import Source
@@ -120,8 +121,19 @@ def asked_for(
     if isinstance(model_or_features, Model):
         model = model_or_features
         return model.features, moments or model.moments, label or model.label
-    if moments is None:
-        raise DefinitionError("A training set needs moments.", do="pass moments=sw.Moments(...).")
+    if not isinstance(moments, Moments):
+        found = "" if moments is None else repr(moments)[:80]
+        raise DefinitionError(
+            "A training set needs moments.", found=found, do="pass moments=sw.Moments(...)."
+        )
+    if not isinstance(model_or_features, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not all checked
+        raise DefinitionError(
+            "A training set needs a model, or features by name.",
+            found=repr(model_or_features)[:80],
+            do="pass a sw.Model, or for example {'clicks_7d': clicks.by('user').count(over='7d')}.",
+        )
+    for name, feature in model_or_features.items():
+        check_feature(name, feature, "the training set")
     return dict(model_or_features), moments, label
 
 
@@ -240,6 +252,17 @@ def planned(
     Raises:
         Problems: everything that is wrong with the definitions and their data, at once.
     """
+    if world not in get_args(World):
+        raise DefinitionError(
+            f"There is no world {world!r}.", expected="'as_of' or 'event_time'", do="correct the name."
+        )
+    if not isinstance(as_of, int | None):  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not all checked
+        raise DefinitionError(
+            "as_of= is not an instant.",
+            expected="microseconds since 1970",
+            found=repr(as_of)[:80],
+            do="give a whole number: of a datetime with its zone it is int(when.timestamp() * 1e6).",
+        )
     now = as_of if as_of is not None else time.time_ns() // 1000
     log = moments.data
     moments = opened(moments, engine, features)
