@@ -537,7 +537,6 @@ NAMED = sw.Source("s", "f", event_time="t", available_at="a")
         (lambda: sw.field(3), "3", "a field"),
         (lambda: NAMED.by("k").sum(None), "None", "a column"),
         (lambda: NAMED.by("k").ratio("x", 3), "3", "a column"),
-        (lambda: sw.derive(clip, ["x", "y"]), "['x', 'y']", "a feature of the model or of a request field"),
         (lambda: world(features={3: sw.field("x")}), "3", "a feature"),
     ],
 )
@@ -553,7 +552,9 @@ def test_a_derived_feature_names_its_inputs() -> None:
     # and does not take them as they are
     text = problem(lambda: sw.derive(clip, NAMED.by("k").count()))
     assert text.startswith("Aggregate(source=Source(")
-    assert " is not the name of a feature of the model or of a request field.\n" in text
+    assert " is not the name of a feature or of a request field.\n" in text
+    assert text.endswith("do: make it a feature of the model, and write its name here.")
+    assert problem(lambda: sw.derive(clip, ["x", "y"])).startswith("['x', 'y'] is not the name of a feature")
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,8 @@ def derive(function: object, *inputs: str) -> Derive:
     """
     where = f"sw.derive {caller()}".strip()
     for given in inputs:
-        check_name(given, "a feature of the model or of a request field", where)
+        do = "make it a feature of the model, and write its name here."
+        check_name(given, "a feature or of a request field", where, do=do)
     if not inputs:
         report(
             DefinitionError(
