@@ -274,7 +274,7 @@ def test_a_list_is_there_for_a_derived_feature_to_read() -> None:
             "Feature 'three' is a list, which a model cannot count with.\n"
             "  in: feature 'three'\n"
             "  expected: a number, a boolean or a category\n"
-            "  do: make a number of it: sw.derive(function, 'NAME')."
+            "  do: make a number of it, too: sw.derive(function, 'three')."
         ]
 
 
@@ -307,8 +307,12 @@ def test_a_timestamp_is_no_feature() -> None:
         shared + "  do: take a part of it, for example sw.field(...).hour(timezone='UTC')."
     ]
     assert problems({"when": CLICKS.by("user").last("clicked_at")}) == [
-        shared + "  do: use .age() for the time since the last event."
+        shared
+        + "  do: make a number of it, too: sw.derive(function, 'when'); or use .age(), the time since the last event."
     ]
+    latest = CLICKS.by("user").last("clicked_at")
+    assert problems({"when": latest, "days": sw.derive(total, "when")}) == []
+    assert problems({"when": latest.category(), "days": sw.derive(total, "when")}) != []
 
 
 def test_an_hour_is_that_of_a_timestamp() -> None:

@@ -443,7 +443,8 @@ def _feature(
                 kind = schema[plain.column] if plain.column is not None else None
                 if kind is None or _kind(kind, plain.source) in AGGREGATIONS[plain.operation].columns:
                     family = value_family(plain.operation, family_of(kind) if kind else None)
-                    if not family.startswith("list of ") or categorical or not _derived_from(name, features):
+                    only_derived = family == "instant" or family.startswith("list of ")
+                    if not only_derived or categorical or not _derived_from(name, features):
                         yield from _value(place, family, categorical, of_field=False)
         case Derive():
             yield from _inputs(name, plain, features, moments, request)
@@ -469,7 +470,7 @@ def _value(place: str, family: str, categorical: bool, *, of_field: bool) -> Ite
             f"{name} is a list, which a model cannot count with.",
             where=place,
             expected="a number, a boolean or a category",
-            do="make a number of it: sw.derive(function, 'NAME').",
+            do=f"make a number of it, too: sw.derive(function, {place.removeprefix('feature ')}).",
         )
     if family == "text" and not categorical:
         yield DefinitionError(
@@ -486,7 +487,7 @@ def _value(place: str, family: str, categorical: bool, *, of_field: bool) -> Ite
             found="a timestamp",
             do="take a part of it, for example sw.field(...).hour(timezone='UTC')."
             if of_field
-            else "use .age() for the time since the last event.",
+            else f"make a number of it, too: sw.derive(function, {place.removeprefix('feature ')}); or use .age(), the time since the last event.",
         )
 
 

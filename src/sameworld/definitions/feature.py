@@ -203,8 +203,8 @@ def derive(function: object, *inputs: str) -> Derive:
     """Use a named function of columns as a feature.
 
     Args:
-        function: defined with `def` at the top of a module. It is called with one NumPy array a named input (float64 with NaN for null; objects
-            with None for text; of a list, objects that are arrays or None) and returns one array of the same length. It is called with a million rows
+        function: defined with `def` at the top of a module. It is called with one NumPy array a named input (float64 with NaN for null, a
+            timestamp as microseconds since 1970; objects with None for text; of a list, objects that are arrays or None) and returns one array of the same length. It is called with a million rows
             or with one, and must treat each row alone.
         inputs: names of other features of the model, or of request fields.
     """

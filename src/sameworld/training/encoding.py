@@ -45,7 +45,7 @@ class ColumnEncoding(msgspec.Struct, frozen=True, dict=True):
 def learn(
     features: Mapping[str, Feature], columns: Mapping[str, pa.Array], rows: NDArray[np.bool_]
 ) -> list[ColumnEncoding]:
-    """Learn the encoding from the training rows alone. A list is an input of derived features and no column of the matrix."""
+    """Learn the encoding from the training rows alone. A list or a timestamp is an input of derived features and no column of the matrix."""
     seen = pa.array(rows)
     return [
         ColumnEncoding(
@@ -55,7 +55,7 @@ def learn(
             else None,
         )
         for name, feature in feature_columns(features)
-        if not pa.types.is_list(columns[name].type)
+        if not (pa.types.is_list(columns[name].type) or pa.types.is_timestamp(columns[name].type))
     ]
 
 
