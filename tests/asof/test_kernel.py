@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import resource
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,12 +21,13 @@ from numpy.typing import NDArray
 
 from sameworld.asof import row_files
 from sameworld.asof.aggregations import AGGREGATIONS, BEGINNING, NEVER, SQUARES
+from sameworld.asof.arrivals import Arrivals
 from sameworld.asof.columns import NO_WORDS, InputColumn, input_column
 from sameworld.asof.moments import InOrder
 from sameworld.asof.order import NO_KEY
 from sameworld.asof.plan import Read
 from sameworld.asof.prepared import sorted_rows
-from sameworld.asof.read import SortedRows, limbs_of, read_windows
+from sameworld.asof.read import SortedRows, arrivals_of, ends_of, limbs_of, read_windows
 from sameworld.asof.threads import Threads
 from sameworld.definitions.windows import Window
 from sameworld.errors import AsOfError
@@ -491,14 +494,98 @@ def test_the_range_of_a_sum_is_the_same_in_pieces_and_as_a_whole(monkeypatch: py
             assert limbs_of(SQUARES, words, valid, True, run) == whole
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_arrivals_that_are_known_give_the_same_wherever_windows_begin(tmp_path: Path, seed: int) -> None:
+    # given rows of several entities, late, superseded and dead ones among them, and moments in and out of the order of time
+    given, known = whole_history(seed), dict[int, Arrivals]()
+    for end in (0, 50):
+        with Threads(2) as run:
+            made = arrivals_of(given.rows, given.moment_starts, given.as_of, given.at, end, run)
+        (tmp_path / str(end)).mkdir()
+        row_files.write_arrivals(tmp_path / str(end), [made])
+        known[end] = row_files.read_arrivals(tmp_path / str(end))
+    sets = [
+        [Window("7us")],
+        [Window("7us"), Window("90us")],
+        [Window(None)],
+        [Window("30us"), Window("50us", ahead=True)],
+    ]
+    for windows in sets:
+        reads = reads_over(windows)
+        # when times of knowing are not there to be looked at
+        got = read_windows(reads, given.rows, given.moment_starts, NO_WORDS, given.at, known=known)
+        # then
+        plain = values_of(given, reads)
+        assert {name: [bits(value) for value in column.to_pylist()] for name, column in got.items()} == plain
+        assert ends_of(reads) == [max(window.bounds[1] for window in windows)]
+
+
+def whole_history(seed: int) -> History:
+    """Random rows of six entities, one of them without rows and one without moments."""
+    random = np.random.default_rng(seed)
+    entity = np.sort(random.choice([0, 1, 2, 4, 5], 400, p=[0.6, 0.1, 0.1, 0.1, 0.1]))
+    event = random.integers(0, 300, 400)
+    event = event[np.lexsort((event, entity))]
+    available = np.where(random.random(400) < 0.1, NEVER, event + random.choice([0, 3, 200], 400))
+    ends = np.where(random.random(400) < 0.3, event + random.integers(0, 90, 400), NEVER)
+    rows = SortedRows(
+        np.searchsorted(entity, np.arange(7)),
+        event,
+        available,
+        ends if seed % 2 else NO_KEY,
+        inputs_of(random.integers(0, 1000, 400), (random.random(400) < 0.8).astype(np.uint8)),
+    )
+    whose = np.sort(random.choice([0, 1, 2, 3, 5], 90))
+    as_of = random.integers(0, 400, 90)
+    as_of = as_of[np.lexsort((as_of, whose))]
+    # as of the moment itself, of a moment long gone, or of moments in any order
+    at = (as_of, as_of // 2, random.integers(0, 300, 90))[seed % 3]
+    return History(rows, np.searchsorted(whose, np.arange(7)), as_of, at)
+
+
 def test_kept_places_that_lie_outside_are_refused_and_not_followed(tmp_path: Path) -> None:
-    made = InOrder(np.array([2, 0, 1]), np.array([1, 2, 0]), np.array([0, 1, 3]))
+    when = np.array([5, 6, 7])
+    made = InOrder(when, when, np.array([1, 2, 0], np.int32), np.array([0, 1, 3]))
     row_files.write_order(tmp_path, made)
-    assert row_files.read_order(tmp_path).order.tolist() == [2, 0, 1]
-    for name, place, number in [("order", 1, 3), ("back", 0, -1), ("starts", 2, 4), ("starts", 1, 9)]:
+    assert row_files.read_order(tmp_path).back.tolist() == [1, 2, 0]
+    for name, place, number in [("back", 1, 3), ("back", 0, -1), ("starts", 2, 4), ("starts", 1, 9)]:
         row_files.write_order(tmp_path, made)
-        column = np.fromfile(tmp_path / name, np.int64)
-        column[place] = number
-        column.tofile(tmp_path / name)
+        _write_over(tmp_path / name, np.int32 if name == "back" else np.int64, place, number)
         with pytest.raises(OSError, match="written to by something else; delete it"):
             row_files.read_order(tmp_path)
+
+
+def _write_over(path: Path, kind: type, place: int, number: int) -> None:
+    column = np.fromfile(path, kind)
+    column[place] = number
+    column.tofile(path)
+
+
+@pytest.mark.parametrize("superseded", [False, True])
+def test_kept_arrivals_that_lie_outside_are_refused_and_not_followed(
+    tmp_path: Path, *, superseded: bool
+) -> None:
+    given = whole_history(int(superseded))
+    made = arrivals_of(given.rows, given.moment_starts, given.as_of, given.at, 0)
+    reads = reads_over([Window("20us"), HOUR], ["sum", "min", "last"])
+    names = ["late", "gone"] if superseded else ["late"]
+    harms = [("ends", np.int32)]
+    harms += [(f"{name}_{what}", np.int32) for name in names for what in ("ranks", "done")]
+    harms += [(f"{name}_starts", np.int64) for name in names]
+    for name, kind in harms:
+        length = np.dtype(kind).itemsize
+        for place, number in itertools.product((0, 1, -1), (-(1 << 30), -1, 1 << 30)):
+            row_files.write_arrivals(tmp_path, [made])
+            assert (tmp_path / name).stat().st_size > 2 * length
+            _write_over(tmp_path / name, kind, place, number)
+            with suppress(OSError):
+                known = {0: row_files.read_arrivals(tmp_path)}
+                # a count below what came before is one that changes nothing, and so may be believed
+                read_windows(reads, given.rows, given.moment_starts, NO_WORDS, given.at, known=known)
+                assert name.endswith("_done"), (name, place, number)
+                assert number < 0, (name, place, number)
+    # and those of other rows or moments
+    row_files.write_arrivals(tmp_path, [made])
+    known = {0: row_files.read_arrivals(tmp_path)}
+    with pytest.raises(OSError, match="not those of these rows and moments"):
+        read_windows(reads, given.rows, given.moment_starts // 2, NO_WORDS, given.at[:45], known=known)

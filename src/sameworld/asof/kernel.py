@@ -16,28 +16,11 @@ from sameworld.asof.aggregations import COUNT, DISTINCT, FIRST, SQUARES, SUM
 from sameworld.asof.compiled import compiled
 from sameworld.asof.exact import HEADER, add_float, add_integer, read_float, read_integer
 from sameworld.asof.exact_variance import add_square_float, add_square_integer, read_variance, scratch_size
-from sameworld.asof.schedule import Schedule
+from sameworld.asof.schedule import SCHEDULE, Schedule
 
 _words = numba.types.Array(numba.int64, 1, "C", readonly=True)
 _flags = numba.types.Array(numba.uint8, 1, "C", readonly=True)
-_ranks = numba.int32[::1]
-_schedule = numba.types.NamedTuple(
-    [
-        numba.int64[::1],
-        numba.int64[::1],
-        numba.int64[::1],
-        numba.uint8[::1],
-        _ranks,
-        _ranks,
-        _ranks,
-        _ranks,
-        numba.int32[:, ::1],
-    ],
-    Schedule,
-)
-
-
-_COMMON = (numba.int64, _schedule, numba.int64, numba.int64, _words, _flags, _words, _words)
+_COMMON = (numba.int64, SCHEDULE, numba.int64, numba.int64, _words, _flags, _words, _words)
 
 
 @compiled()

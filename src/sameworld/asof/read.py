@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from sameworld.asof.aggregations import (
     SUM,
     type_of,
 )
+from sameworld.asof.arrivals import Arrivals, arrivals_in, recall_entities
 from sameworld.asof.codes import local_codes
 from sameworld.asof.columns import NO_WORDS, InputColumn
 from sameworld.asof.exact_variance import INTEGER_SQUARE_LIMBS, INTEGER_SUM_LIMBS, square_limbs_for
@@ -99,6 +100,7 @@ def read_windows(
     as_of: NDArray[np.int64],
     at: NDArray[np.int64],
     run: Threads = SERIAL,
+    known: Mapping[int, Arrivals] | None = None,
 ) -> dict[str, pa.Array]:
     """Give every window of every read at every moment.
 
@@ -108,19 +110,34 @@ def read_windows(
         moment_starts: shape (entities + 1,), where each entity's moments begin.
         as_of, at: shape (moments,), sorted by (entity, as_of, at).
         run: threads.
+        known: by their end, arrivals that need not be worked out; where they are known for all of `ends_of(reads)`, `as_of` is not looked at.
 
     Returns:
         Column name -> array of shape (moments,).
 
     Raises:
         AsOfError: an integer sum does not fit int64.
+        OSError: the arrivals are those of something else.
     """
-    # Apart, since a window that has a beginning never reaches most rows where moments come in the order of time.
-    ever = [read for read in reads if int(read.edges[0].min()) == BEGINNING]
     result: dict[str, pa.Array] = {}
-    for some in (ever, [read for read in reads if read not in ever]):
-        result |= _read_together(some, rows, moment_starts, as_of, at, run) if some else {}
+    for some in _together(reads):
+        result |= _read_together(some, rows, moment_starts, as_of, at, run, known or {})
     return result
+
+
+def ends_of(reads: Sequence[Read]) -> list[int]:
+    """Give the ends that arrivals for some reads have, in microseconds after the moment."""
+    return sorted({_end_of(some) for some in _together(reads)})
+
+
+def _together(reads: Sequence[Read]) -> list[list[Read]]:
+    """Part the reads whose schedules differ: a window that has a beginning never reaches most rows where moments come in the order of time."""
+    ever = [read for read in reads if int(read.edges[0].min()) == BEGINNING]
+    return [some for some in (ever, [read for read in reads if read not in ever]) if some]
+
+
+def _end_of(reads: Sequence[Read]) -> int:
+    return max(int(read.edges[1].max()) for read in reads)
 
 
 def _read_together(
@@ -130,10 +147,15 @@ def _read_together(
     as_of: NDArray[np.int64],
     at: NDArray[np.int64],
     run: Threads,
+    known: Mapping[int, Arrivals],
 ) -> dict[str, pa.Array]:
     result: dict[str, pa.Array] = {}
     offsets = np.unique(np.concatenate([edge for read in reads for edge in read.edges]))
-    schedule = _schedule(rows, moment_starts, as_of, at, offsets, run)
+    arrivals = known.get(_end_of(reads))
+    if arrivals is None:
+        schedule = _schedule(rows, moment_starts, as_of, at, offsets, run)
+    else:
+        schedule = _recalled(rows, moment_starts, at, offsets, arrivals, run)
     for partial, sharing in _shared(reads).items():
         spans = sorted({span for read in sharing for span in zip(*read.edges, strict=True)})
         kept = [
@@ -181,6 +203,19 @@ def _of_rows(rows: SortedRows, item: int, places: NDArray[np.int64]) -> NDArray[
     return words[np.maximum(places, 0)] if words.shape[0] else np.zeros(places.shape, np.int64)
 
 
+def arrivals_of(
+    rows: SortedRows,
+    moment_starts: NDArray[np.int64],
+    as_of: NDArray[np.int64],
+    at: NDArray[np.int64],
+    end: int,
+    run: Threads = SERIAL,
+) -> Arrivals:
+    """Give the arrivals for windows of which the last ends at `end`; others as in `read_windows`."""
+    offsets = np.array([BEGINNING, end], np.int64)
+    return arrivals_in(_schedule(rows, moment_starts, as_of, at, offsets, run))
+
+
 def _schedule(
     rows: SortedRows,
     moment_starts: NDArray[np.int64],
@@ -189,8 +224,46 @@ def _schedule(
     offsets: NDArray[np.int64],
     run: Threads,
 ) -> Schedule:
-    moments, supersedes = at.shape[0], rows.superseded.shape[0] > 0
-    schedule = Schedule(
+    schedule = _empty_schedule(rows, moment_starts, offsets)
+    about = (rows.event, rows.available, rows.superseded, as_of, at, offsets, *schedule[:2], *schedule[3:])
+    run(
+        _load(np.diff(rows.starts), moment_starts),
+        lambda first, last: schedule_entities(rows.starts, moment_starts, first, last, *about),
+    )
+    return schedule
+
+
+def _recalled(
+    rows: SortedRows,
+    moment_starts: NDArray[np.int64],
+    at: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    arrivals: Arrivals,
+    run: Threads,
+) -> Schedule:
+    """Give what `_schedule` gives, of arrivals that are known."""
+    schedule = _empty_schedule(rows, moment_starts, offsets)
+    late, gone, ends = arrivals.late, arrivals.gone, arrivals.ends
+    pairs = [(late.starts, rows.starts), (gone.starts, rows.starts), (late.done, schedule.arrived), (gone.done, schedule.left), (ends, at)]  # fmt: skip
+    whole = [given.shape == wanted.shape for given, wanted in pairs]
+    about = (late.starts, late.ranks, late.done, gone.starts, gone.ranks, gone.done, ends)
+
+    def recall(first: int, last: int) -> None:
+        given = (rows.starts, moment_starts, first, last, rows.event, at, offsets)
+        whole.append(recall_entities(*given, *about, *schedule[:2], *schedule[3:]))
+
+    if all(whole):
+        run(_load(np.diff(rows.starts), moment_starts), recall)
+    if not all(whole):
+        raise OSError("arrivals that were kept are not those of these rows and moments")
+    return schedule
+
+
+def _empty_schedule(
+    rows: SortedRows, moment_starts: NDArray[np.int64], offsets: NDArray[np.int64]
+) -> Schedule:
+    moments, supersedes = int(moment_starts[-1]), rows.superseded.shape[0] > 0
+    return Schedule(
         np.empty(rows.starts.shape[0] - 1, np.int64),
         np.empty(rows.starts.shape[0] - 1, np.int64),
         np.array(moment_starts, np.int64),  # a copy: the kernels take only arrays that can be written here
@@ -201,12 +274,6 @@ def _schedule(
         np.empty(moments if supersedes else 0, np.int32),
         np.empty((offsets.shape[0], moments), np.int32),
     )
-    about = (rows.event, rows.available, rows.superseded, as_of, at, offsets, *schedule[:2], *schedule[3:])
-    run(
-        _load(np.diff(rows.starts), moment_starts),
-        lambda first, last: schedule_entities(rows.starts, moment_starts, first, last, *about),
-    )
-    return schedule
 
 
 def _load(rows: NDArray[np.int64], moment_starts: NDArray[np.int64]) -> NDArray[np.int64]:

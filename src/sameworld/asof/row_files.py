@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import BEGINNING, NEVER
+from sameworld.asof.arrivals import Arrivals, Listed
 from sameworld.asof.columns import NO_WORDS, InputColumn
 from sameworld.asof.moments import InOrder
 from sameworld.asof.order import NO_KEY
@@ -132,10 +133,42 @@ def read_order(folder: Path) -> InOrder:
         OSError: something else has written to the files.
     """
     made = InOrder(**_mapped_columns(folder)[0])
-    for places in (made.order, made.back):
-        _check(folder, places.min(initial=0) >= 0 and places.max(initial=0) < max(places.shape[0], 1))
-    _check_starts(folder, made.starts, made.order.shape[0])
+    moments = made.back.shape[0]
+    _check(folder, made.back.min(initial=0) >= 0 and made.back.max(initial=0) < max(moments, 1))
+    _check(folder, made.as_of.shape[0] == made.at.shape[0] == moments)
+    _check_starts(folder, made.starts, moments)
     return made
+
+
+def write_arrivals(folder: Path, parts: Iterable[Arrivals]) -> None:
+    """Write arrivals, part after part of their entities."""
+    files = _Files(folder)
+    lengths: dict[str, list[NDArray[np.int64]]] = {"late": [], "gone": []}
+    for part in parts:
+        files.add("ends", part.ends)
+        for name, listed in (("late", part.late), ("gone", part.gone)):
+            files.add(f"{name}_ranks", listed.ranks)
+            files.add(f"{name}_done", listed.done)
+            lengths[name].append(np.diff(listed.starts))
+    for name, some in lengths.items():
+        files.add(f"{name}_starts", np.cumsum(np.concatenate([[0], *some]), dtype=np.int64))
+    files.close()
+
+
+def read_arrivals(folder: Path) -> Arrivals:
+    """Give what `write_arrivals` wrote, mapped into memory; whether it is of certain rows and moments is seen when they are read.
+
+    Raises:
+        OSError: something else has written to the files.
+    """
+    columns = _mapped_columns(folder)[0]
+
+    def listed(name: str) -> Listed:
+        one = Listed(columns[f"{name}_starts"], columns[f"{name}_ranks"], columns[f"{name}_done"])
+        _check_starts(folder, one.starts, one.ranks.shape[0])
+        return one
+
+    return Arrivals(listed("late"), listed("gone"), columns["ends"])
 
 
 def read(folder: Path) -> Sorted:

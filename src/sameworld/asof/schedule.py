@@ -46,6 +46,23 @@ class Schedule(NamedTuple):
     edges: NDArray[np.int32]
 
 
+SCHEDULE = numba.types.NamedTuple(
+    [
+        numba.int64[::1],
+        numba.int64[::1],
+        numba.int64[::1],
+        numba.uint8[::1],
+        _ranks,
+        _ranks,
+        _ranks,
+        _ranks,
+        numba.int32[:, ::1],
+    ],
+    Schedule,
+)
+"""Its type, for kernels."""
+
+
 @compiled()
 def first_at_or_after(event: NDArray[np.int64], low: int, high: int, time: int) -> int:
     """Give the first of the rows low to high - 1 whose event time is not before `time`."""
@@ -103,6 +120,31 @@ _SIGNATURE = numba.void(
 
 
 @compiled()
+def reached_from(
+    event: NDArray[np.int64], low: int, high: int, at: NDArray[np.int64], begin: int, end: int, offset: int
+) -> int:
+    """Give the first of the rows low to high - 1 that a window from `offset` on can reach at one of the moments begin to end - 1."""
+    return first_at_or_after(event, low, high, edge_time(at[begin:end].min(), offset))
+
+
+@compiled()
+def write_edges(
+    event: NDArray[np.int64], first: int, stop: int, at: NDArray[np.int64], begin: int, end: int, offset: int, edges: NDArray[np.int32]
+) -> None:  # fmt: skip
+    """Write how many of the rows first to stop - 1 have event times before at + offset, at the moments begin to end - 1."""
+    place, previous = first, BEGINNING
+    for moment in range(begin, end):
+        time = edge_time(at[moment], offset)
+        if time >= previous and moment > begin:
+            while place < stop and event[place] < time:
+                place += 1
+        else:
+            place = first_at_or_after(event, first, stop, time)
+        previous = time
+        edges[moment] = place - first
+
+
+@compiled()
 def _in_buckets(
     ranks: NDArray[np.int32],
     buckets: NDArray[np.int32],
@@ -155,9 +197,8 @@ def schedule_entities(
         begin, end = moment_starts[entity], moment_starts[entity + 1]
         low = high = all_starts[entity]
         if begin < end:
-            earliest = edge_time(at[begin:end].min(), offsets[0])
+            low = reached_from(event, low, all_starts[entity + 1], at, begin, end, offsets[0])
             latest = edge_time(at[begin:end].max(), offsets[-1])
-            low = first_at_or_after(event, low, all_starts[entity + 1], earliest)
             high = first_at_or_after(event, low, all_starts[entity + 1], latest)
         row_starts[entity], row_stops[entity] = low, high
         longest = max(longest, high - low)
@@ -170,16 +211,7 @@ def schedule_entities(
         if begin == end:
             continue
         for offset in range(offsets.shape[0]):
-            place, previous = first, BEGINNING
-            for moment in range(begin, end):
-                time = edge_time(at[moment], offsets[offset])
-                if time >= previous and moment > begin:
-                    while place < stop and event[place] < time:
-                        place += 1
-                else:
-                    place = first_at_or_after(event, first, stop, time)
-                previous = time
-                edges[offset, moment] = place - first
+            write_edges(event, first, stop, at, begin, end, offsets[offset], edges[offset])
         rising = True  # so that windows reach a row at one moment and not before
         for moment in range(begin + 1, end):
             rising = rising and at[moment - 1] <= at[moment]

@@ -163,4 +163,5 @@ def answer(
     parts = EntityParts(map(reading.words, batches), reading, entities, rows=rows, run=run, scratch=scratch)
     con.execute("DROP TABLE IF EXISTS entities")
     moments = in_order(codes, entities, as_of, at, run)
-    return values_at(parts, moments, as_of, at, grouping.reads, run)
+    values = values_at(parts, moments, grouping.reads, run)
+    return {name: column.chunk(0) for name, column in values.items()}

@@ -3,6 +3,7 @@
 - `rows`: a source's row versions by entity, sorted, from files with certain contents;
 - `input`: a condition or a column of those rows, in the same order;
 - `order`: certain moments by the entities of those rows;
+- `arrivals`: which of the rows come and go between those moments, for windows that end alike;
 - `column`: an aggregate over one window at certain moments.
 
 A value read from here is the value that would be computed: the hash covers the definition, the files' contents, the moments, and this code.
@@ -25,10 +26,12 @@ from numpy.typing import NDArray
 
 from sameworld.asof import row_files
 from sameworld.asof.aggregations import NEVER
+from sameworld.asof.arrivals import Arrivals
 from sameworld.asof.columns import NO_WORDS, InputColumn
-from sameworld.asof.moments import InOrder, Slices, in_order, values_at
+from sameworld.asof.moments import InOrder, Slices, arrivals_at, fits_at_once, in_order, values_at
 from sameworld.asof.plan import Grouping, Read, only
 from sameworld.asof.prepared import World
+from sameworld.asof.read import ends_of
 from sameworld.asof.schema import Schema
 from sameworld.asof.threads import Threads
 from sameworld.definitions.hashing import content_hash
@@ -123,8 +126,8 @@ class Kept:
             reads = only(grouping.reads, missing)
             moments = [block.moments for block in near]
             for name, values in self._compute(opened, grouping, schema, some, reads, moments).items():
-                for block in near:
-                    block.found[name] = values[block.first - near[0].first :][:BLOCK]
+                for block, own in zip(near, values.chunks, strict=True):
+                    block.found[name] = own
             self._keep([(block, name) for block in near for name in sorted(block.keys.keys() & missing)])
         return {
             name: blocks[0].found[name]
@@ -167,8 +170,9 @@ class Kept:
         )
         news = self._compute(opened, grouping, schema, some, only(grouping.reads, olds))
         for name, old in olds.items():
-            changed = touched[~_alike(old.take(pa.array(touched)), news[name])]
-            block.found[name] = _replaced(old, touched, news[name])
+            (new,) = news[name].chunks
+            changed = touched[~_alike(old.take(pa.array(touched)), new)]
+            block.found[name] = _replaced(old, touched, new)
             if changed.shape[0]:
                 self.changes.append(Change(name, changed + block.first, len(old)))
                 self._say(
@@ -184,15 +188,16 @@ class Kept:
         asked: Asked,
         reads: Sequence[Read],
         moments: Sequence[str] = (),
-    ) -> dict[str, pa.Array]:
-        """Give some reads at some moments; `moments` are their hashes, where they will be asked about again."""
+    ) -> dict[str, pa.ChunkedArray]:
+        """Give some reads at some moments, in blocks; `moments` are their hashes, where they will be asked about again."""
         used = sorted({number for read in reads for number in read.inputs})
         inputs = dict(zip(used, self._rows.inputs(opened, grouping, schema, used), strict=True))
         placed = [inputs.get(number, _NO_INPUT) for number in range(len(grouping.inputs))]
         parts = Slices(dataclasses.replace(opened.rows.rows, inputs=placed))
         with Threads(self._threads) as run:
             ordered = self._in_order(opened, grouping, schema, asked, moments, run)
-            return values_at(parts, ordered, asked.as_of, asked.at, reads, run)
+            known = self._arrivals(opened, moments, parts, ordered, reads, run) if moments else None
+            return values_at(parts, ordered, reads, run, known=known, piece=BLOCK)
 
     def _in_order(
         self,
@@ -217,6 +222,31 @@ class Kept:
             with telling(self._say), self._cache.build("order", key, title, parts) as building:
                 row_files.write_order(building.folder, made)
         return made
+
+    def _arrivals(
+        self,
+        opened: Opened,
+        moments: Sequence[str],
+        rows: Slices,
+        ordered: InOrder,
+        reads: Sequence[Read],
+        run: Threads,
+    ) -> dict[int, Arrivals]:
+        """Give the arrivals for some reads, by their end; none that cannot be kept."""
+        known: dict[int, Arrivals] = {}
+        for end in ends_of(reads):
+            parts = {"rows": opened.key, "moments": list(moments), "end": end}
+            key = content_hash(parts, digits=32)
+            folder = self._cache.get("arrivals", key)
+            if folder is None and fits_at_once(rows, ordered):
+                title = f"{ordered.at.shape[0]:,} moments, windows until {end / 1e6:g} s after"
+                with telling(self._say):
+                    with self._cache.build("arrivals", key, title, parts) as building:
+                        row_files.write_arrivals(building.folder, arrivals_at(rows, ordered, end, run))
+                    folder = building.path
+            if folder is not None:
+                known[end] = row_files.read_arrivals(folder)
+        return known
 
     def _keep(self, made: Sequence[tuple[_Block, str]]) -> None:
         """Keep columns that were made; several at a time, since each waits for the disk."""
@@ -273,7 +303,8 @@ def _digest(asked: Asked) -> str:
     """A hash of moments: their keys and times."""
     state = hashlib.blake2b(digest_size=16)
     state.update(np.ascontiguousarray(asked.at).data)
-    state.update(np.ascontiguousarray(asked.as_of).data)
+    if not np.array_equal(asked.at, asked.as_of):
+        state.update(np.ascontiguousarray(asked.as_of).data)
     state.update(content_of(asked.keys).encode())
     return state.hexdigest()
 
@@ -281,7 +312,7 @@ def _digest(asked: Asked) -> str:
 def _read_column(folder: Path) -> pa.Array | None:
     """Give a column as it lies in its file: one that nobody looks at is not read."""
     try:
-        with (folder / _COLUMN).open("rb") as file:
+        with open(f"{folder}/{_COLUMN}", "rb", buffering=0) as file:  # hundreds may be opened
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         # Only the first page is looked at here; what a disk reads ahead by itself would be all of it.
         mapped.madvise(mmap.MADV_RANDOM)
