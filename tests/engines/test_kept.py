@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,15 @@ def features(of: sw.Source, more: Sequence[Aggregate] = ()) -> list[Aggregate]:
 
 
 def values(
-    folder: Path, wanted: Sequence[Aggregate], at: Sequence[int], *, cache: Path | None = None
+    folder: Path,
+    wanted: Sequence[Aggregate],
+    at: Sequence[int],
+    *,
+    cache: Path | None = None,
+    said: list[str] | None = None,
 ) -> tuple[dict[str, list[object]], list[Change], list[str]]:
     """Give the values at moments of all entities, what changed, and what the engine said."""
-    said: list[str] = []
+    said = [] if said is None else said
     engine = DuckDBEngine(folder, threads=2, cache=cache, say=said.append)
     of = wanted[0].source
     schemas = {of.content: supported(engine.describe(of.data, "rows"))}
@@ -141,6 +146,73 @@ def test_more_files_give_what_a_rebuild_gives(tmp_path: Path, seed: int, options
     assert (
         values(tmp_path, features(of, more), at, cache=cache)[0]
         == values(tmp_path, features(of, more), at)[0]
+    )
+
+
+BACKFILLS: dict[str, Callable[[Path, int], None]] = {
+    "several files at once": lambda folder, seed: [
+        write(folder, name, rows(seed + number, 30, entities=6, least=60)) for number, name in enumerate("ac")
+    ],
+    "a file written again with more rows": lambda folder, seed: write(
+        folder, "b", pa.concat_tables([rows(seed, 50), rows(seed + 9, 20, least=60)])
+    ),
+    "nothing but what nobody had asked about": lambda folder, seed: write(
+        folder, "c", rows(seed, 30, least=10_000)
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"id": "id"}, {"id": "id", "corrections_within": "40us"}],
+    ids=["rows", "facts", "closing"],
+)
+@pytest.mark.parametrize("backfill", BACKFILLS)
+@pytest.mark.parametrize("asked", ["the same moments", "more moments", "another feature first"])
+def test_a_backfill_says_which_known_values_it_changes(
+    tmp_path: Path, asked: str, backfill: str, options: dict[str, str]
+) -> None:
+    # given values of some moments, lists with NaN among them
+    of, cache, at = source(**options), tmp_path / "cache", range(0, 250, 9)
+    wanted = [*features(of), of.by("k").last_n("x", 3)]
+    seed = len(asked + backfill)
+    write(tmp_path, "b", rows(seed, 50))
+    before = values(tmp_path, wanted, at, cache=cache)[0]
+    # when rows come late
+    BACKFILLS[backfill](tmp_path, seed)
+    if asked == "more moments":
+        at = range(0, 400, 9)
+    elif asked == "another feature first":
+        values(tmp_path, [of.by("k").min("s")], at, cache=cache)
+        write(tmp_path, "d", rows(seed + 5, 20, least=80))
+    got, changes, said = values(tmp_path, wanted, at, cache=cache)
+    # then what is told is what differs from before, and nothing else
+    assert got == values(tmp_path, wanted, at)[0]
+    other = {
+        name: [i for i, (a, b) in enumerate(zip(column, got[name], strict=False)) if a != b]
+        for name, column in before.items()
+    }
+    told = {change.column: change.moments.tolist() for change in changes}
+    assert told == {name: places for name, places in other.items() if places}
+    assert {change.known for change in changes} <= {len(range(0, 250, 9)) * 7}
+    assert sum("known values of" in line for line in said) == len(told)
+    # once, and not again when there are more moments
+    assert values(tmp_path, wanted, at, cache=cache)[1] == []
+    assert values(tmp_path, wanted, range(0, 450, 9), cache=cache)[1] == []
+
+
+def test_a_change_is_told_by_its_moments_and_their_times(tmp_path: Path) -> None:
+    of, cache = source(), tmp_path / "cache"
+    (tmp_path / "rows").mkdir()
+    one = {"k": "k1", "e": 5, "a": 10, "x": 1.0, "s": None, "id": 1}
+    write(tmp_path, "a", pa.Table.from_pylist([one], schema=SCHEMA))
+    at = range(0, 90, 10)
+    values(tmp_path, [of.by("k").count()], at, cache=cache)
+    write(tmp_path, "b", pa.Table.from_pylist([one | {"a": 20}], schema=SCHEMA))
+    said = values(tmp_path, [of.by("k").count()], at, cache=cache)[2]
+    assert said[-1].partition("by k ")[2] == (
+        "count(*) over ever changed, since rows came late: moments 22, 29, 36, 43, 50 and 1 more, "
+        "asked 1970-01-01 00:00:00.00003Z to 1970-01-01 00:00:00.00008Z"
     )
 
 

@@ -26,8 +26,8 @@ os.chdir(sys.argv[2])
 AT = range(0, 400, 9)
 of = source(**({"id": "id"} if sys.argv[3] == "facts" else {}))
 
-def asked(cache, more=()):
-    return values(Path(), features(of, more), AT, cache=cache)
+def asked(cache, more=(), said=None):
+    return values(Path(), features(of, more), AT, cache=cache, said=said)
 
 def begun(call):
     # a process of its own, as warm as this one
@@ -45,8 +45,8 @@ def begun(call):
 def ended(child):
     assert os.waitpid(child, 0)[1] == 0
 
-def wanted_from(cache):
-    got, _, said = asked(cache)
+def wanted_from(cache, said=None):
+    got, _, said = asked(cache, said=said)
     assert repr(sorted(got.items())) == Path("wanted").read_text(), said
     return said
 
@@ -72,23 +72,38 @@ def run(script: str, folder: Path, kind: str) -> str:
 def test_killed_at_any_instant_of_extending_a_cache_the_next_one_finishes(tmp_path: Path) -> None:
     prepare(tmp_path, id="id")
     script = """
+class Told(list):
+    # what was said, whatever becomes of who said it
+    def __init__(self, path):
+        self.path = path
+
+    def append(self, line):
+        with open(self.path, "a") as file:
+            file.write(line + "\\n")
+
+def changes(*paths):
+    return {line for path in paths if path.exists() for line in path.read_text().splitlines() if "known values" in line}
+
 ended(begun(write_wanted))
 shutil.copytree("cache", "whole")
 begin = time.perf_counter()
-ended(begun(lambda: asked(Path("whole"))))
+ended(begun(lambda: asked(Path("whole"), said=Told(Path("told")))))
 took = time.perf_counter() - begin
 killed = 0
 for number in range(5):
     own = Path(f"own{number}")
     shutil.copytree("cache", own)
-    child = begun(lambda: asked(own))
+    child = begun(lambda: asked(own, said=Told(Path(f"told{number}"))))
     time.sleep(took * (number + random.random()) / 5)
     os.kill(child, signal.SIGKILL)
     killed += os.waitpid(child, 0)[1] == signal.SIGKILL
-    ended(begun(lambda: wanted_from(own)))
+    ended(begun(lambda: wanted_from(own, Told(Path(f"more{number}")))))
+    # every change was told by the killed one or by the next
+    assert changes(Path("told")) == changes(Path(f"told{number}"), Path(f"more{number}"))
     assert [path for path in (own / "tmp").iterdir() if path.is_dir()] == []
     assert [path.name for path in (own / "locks").iterdir()] == []
 assert killed
+assert changes(Path("told"))
 """
     run(script, tmp_path, "facts")
 

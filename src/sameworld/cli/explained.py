@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from sameworld.asof.instant_text import instant_text
 from sameworld.errors import DataError
 from sameworld.evaluation.explanation import (
     STANDINGS,
@@ -19,7 +20,6 @@ from sameworld.evaluation.explanation import (
     Timeline,
     columns_read,
     definition_of,
-    instant_text,
     span_text,
     value_text,
 )

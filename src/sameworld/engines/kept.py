@@ -12,9 +12,7 @@ A value read from here is the value that would be computed: the hash covers the 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import mmap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from sameworld.asof import row_files
 from sameworld.asof.aggregations import NEVER
 from sameworld.asof.arrivals import Arrivals
 from sameworld.asof.columns import NO_WORDS, InputColumn
+from sameworld.asof.instant_text import instant_text
 from sameworld.asof.moments import InOrder, Slices, arrivals_at, fits_at_once, in_order, values_at
 from sameworld.asof.plan import Grouping, Read, only
 from sameworld.asof.prepared import World
@@ -36,11 +35,11 @@ from sameworld.asof.schema import Schema
 from sameworld.asof.threads import Threads
 from sameworld.definitions.hashing import content_hash
 from sameworld.engines.cache import Cache
-from sameworld.engines.contents import content_of
 from sameworld.engines.interface import Asked, Change, Rows
+from sameworld.engines.kept_columns import Before, alike, digest, read_column, write_column
 from sameworld.engines.kept_rows import Base, KeptRows, Opened, Scans, telling
 
-_COLUMN = "column.arrow"
+_NAMED = 5
 BLOCK = 1_000_000
 """Moments are kept in blocks of this many, so that more of them at the end cost only themselves."""
 
@@ -87,6 +86,7 @@ class Kept:
     def __init__(self, cache: Cache, scans: Scans, threads: int, say: Callable[[str], None]) -> None:
         self._cache, self._scans, self._threads, self._say = cache, scans, threads, say
         self._rows = KeptRows(cache, scans, threads, say)
+        self._before: dict[str, Before] = {}
         self.changes: list[Change] = []
 
     def forget(self) -> None:
@@ -110,7 +110,7 @@ class Kept:
         places = [slice(first, first + BLOCK) for first in range(0, max(asked.at.shape[0], 1), BLOCK)]
         parts = [Asked(keys.slice(place.start, BLOCK), asked.at[place], known[place]) for place in places]
         with Threads(self._threads) as run:
-            digests = run.each(_digest, parts)
+            digests = run.each(digest, parts)
             blocks = [
                 _Block(place.start, part, digest)
                 for place, part, digest in zip(places, parts, digests, strict=True)
@@ -128,6 +128,8 @@ class Kept:
             for name, values in self._compute(opened, grouping, schema, some, reads, moments).items():
                 for block, own in zip(near, values.chunks, strict=True):
                     block.found[name] = own
+            for block in near:
+                self._compare(block, sorted(missing), opened, asked)
             self._keep([(block, name) for block in near for name in sorted(block.keys.keys() & missing)])
         return {
             name: blocks[0].found[name]
@@ -147,7 +149,7 @@ class Kept:
 
     def _column(self, key: str) -> pa.Array | None:
         kept = self._cache.get("column", key)
-        return None if kept is None else _read_column(kept)
+        return None if kept is None else read_column(kept)
 
     def _renew(
         self, block: _Block, opened: Opened, base: Base, grouping: Grouping, schema: Schema, asked: Asked
@@ -157,7 +159,7 @@ class Kept:
         then = Asked(block.asked.keys, block.asked.at, np.minimum(asked.as_of[moments], base.latest + 1))
         olds = {
             name: column
-            for name, parts in _parts(base.key, _digest(then), grouping)
+            for name, parts in _parts(base.key, digest(then), grouping)
             if name in block.missing and (column := self._column(content_hash(parts, digits=32))) is not None
         }
         if not olds:
@@ -171,14 +173,36 @@ class Kept:
         news = self._compute(opened, grouping, schema, some, only(grouping.reads, olds))
         for name, old in olds.items():
             (new,) = news[name].chunks
-            changed = touched[~_alike(old.take(pa.array(touched)), new)]
+            changed = touched[~alike(old.take(pa.array(touched)), new)]
             block.found[name] = _replaced(old, touched, new)
-            if changed.shape[0]:
-                self.changes.append(Change(name, changed + block.first, len(old)))
-                self._say(
-                    f"{changed.shape[0]:,} of {len(old):,} known values of {name} changed: rows came late"
-                )
+            self._tell(block, name, changed, len(old))
         self._keep([(block, name) for name in olds])
+
+    def _compare(self, block: _Block, names: Iterable[str], opened: Opened, asked: Asked) -> None:
+        """Where columns were finished when the source had other files, at these moments or at the first of them, say which values are others now."""
+        if opened.key not in self._before:
+            self._before[opened.key] = Before(self._cache, opened.key)
+        before = self._before[opened.key]
+        as_of = asked.as_of[block.first : block.first + BLOCK]
+        known = before.known(Asked(block.asked.keys, block.asked.at, as_of))
+        for name in names:
+            old = before.column(block.keys[name][1], known)
+            if old is not None:
+                changed = np.flatnonzero(~alike(old, block.found[name][: len(old)]))
+                self._tell(block, name, changed, len(old))
+
+    def _tell(self, block: _Block, name: str, changed: NDArray[np.int64], known: int) -> None:
+        """Say that the values of some of a block's moments are others than they were; before they are kept, so that nobody who is killed has kept it to himself."""
+        if not changed.shape[0]:
+            return
+        self.changes.append(Change(name, changed + block.first, known))
+        at = block.asked.at[changed]
+        named = ", ".join(str(row + block.first) for row in changed[:_NAMED])
+        more = f" and {changed.shape[0] - _NAMED:,} more" if changed.shape[0] > _NAMED else ""
+        span = " to ".join(instant_text(int(when)) for when in dict.fromkeys((at.min(), at.max())))
+        self._say(
+            f"{changed.shape[0]:,} of {known:,} known values of {name} changed, since rows came late: moments {named}{more}, asked {span}"
+        )
 
     def _compute(
         self,
@@ -258,21 +282,10 @@ class Kept:
         block, name = made
         key, parts = block.keys[name]
         with self._cache.build("column", key, name, parts) as building:
-            batch = pa.record_batch([block.found[name]], ["value"])
-            with (
-                pa.OSFile(str(building.folder / _COLUMN), "wb") as sink,
-                pa.ipc.new_stream(sink, batch.schema) as writer,
-            ):
-                writer.write_batch(batch)
+            write_column(building.folder, block.found[name])
 
 
 _NO_INPUT = InputColumn(None, NO_WORDS, np.zeros(0, np.uint8))
-
-
-def _alike(old: pa.Array, new: pa.Array) -> NDArray[np.bool_]:
-    """Whether values are the same, null and NaN included."""
-    same = [a == b or (a != a and b != b) for a, b in zip(old.to_pylist(), new.to_pylist(), strict=True)]  # noqa: PLR0124 # NaN
-    return np.array(same, np.bool_)
 
 
 def _replaced(old: pa.Array, places: NDArray[np.int64], new: pa.Array) -> pa.Array:
@@ -297,27 +310,3 @@ def _meaning(grouping: Grouping, read: Read, window: Any) -> dict[str, Any]:
         "arguments": list(read.arguments),
         "window": msgspec.to_builtins(window),
     }
-
-
-def _digest(asked: Asked) -> str:
-    """A hash of moments: their keys and times."""
-    state = hashlib.blake2b(digest_size=16)
-    state.update(np.ascontiguousarray(asked.at).data)
-    if not np.array_equal(asked.at, asked.as_of):
-        state.update(np.ascontiguousarray(asked.as_of).data)
-    state.update(content_of(asked.keys).encode())
-    return state.hexdigest()
-
-
-def _read_column(folder: Path) -> pa.Array | None:
-    """Give a column as it lies in its file: one that nobody looks at is not read."""
-    try:
-        with open(f"{folder}/{_COLUMN}", "rb", buffering=0) as file:  # hundreds may be opened
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # Only the first page is looked at here; what a disk reads ahead by itself would be all of it.
-        mapped.madvise(mmap.MADV_RANDOM)
-        column = pa.ipc.open_stream(pa.py_buffer(mapped)).read_next_batch().column(0)
-        mapped.madvise(mmap.MADV_NORMAL)
-    except (OSError, ValueError, StopIteration):  # Arrow's errors are among these
-        return None
-    return column

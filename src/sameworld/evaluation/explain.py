@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from sameworld.asof.check import check_model
+from sameworld.asof.instant_text import instant_text
 from sameworld.asof.plan import Input, groupings_of
 from sameworld.asof.request import feature_columns
 from sameworld.asof.schema import VALUE_TYPES, Schema, family_of, kind_of, scale_of, supported
@@ -28,7 +29,7 @@ from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.engines.interface import Asked, Rows
 from sameworld.errors import DataError, DefinitionError, Problems, nearest
 from sameworld.evaluation.around import Shaped, is_sampled, nearest_rows
-from sameworld.evaluation.explanation import STANDINGS, ColumnExplanation, Explanation, Timeline, instant_text
+from sameworld.evaluation.explanation import STANDINGS, ColumnExplanation, Explanation, Timeline
 from sameworld.evaluation.verdict import verdict
 from sameworld.stores.history import served_rows
 from sameworld.training.logged import opened

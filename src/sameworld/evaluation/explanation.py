@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-import numpy as np
-
 from sameworld.asof.aggregations import AGGREGATIONS, NEVER
+from sameworld.asof.instant_text import instant_text
 from sameworld.definitions.feature import Aggregate
 from sameworld.definitions.windows import Window
 
@@ -246,18 +245,6 @@ def definition_of(aggregate: Aggregate, window: Window) -> str:
 def columns_read(aggregate: Aggregate) -> tuple[str, ...]:
     """The columns that an aggregation reads: none, one, or for some two."""
     return tuple(column for column in aggregate.columns_read if column is not None)
-
-
-def instant_text(microseconds: int, between: str = " ") -> str:
-    """Write microseconds since 1970 to the microsecond, without zeros that say nothing.
-
-    >>> instant_text(1_500_000)
-    '1970-01-01 00:00:01.5Z'
-    """
-    text = np.datetime_as_string(np.datetime64(microseconds, "us"))
-    whole, _, fraction = text.partition(".")
-    fraction = fraction.rstrip("0")
-    return f"{whole.replace('T', between)}{'.' if fraction else ''}{fraction}Z"
 
 
 def span_text(microseconds: int) -> str:

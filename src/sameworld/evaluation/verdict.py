@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sameworld.asof.instant_text import instant_text
 from sameworld.evaluation.explanation import (
     ColumnExplanation,
     RowVersion,
-    instant_text,
     span_text,
     value_text,
 )
