@@ -8,11 +8,22 @@ os.environ.pop(
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ranking_world import POINTWISE, RANKING_WORLD, make_ranking
 from redis_server import RedisServer
 from small_world import DERIVED, WORLD, SmallWorld, make
+from spread import longest_first, scheduler
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    longest_first(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return scheduler(config, log)
 
 
 @pytest.fixture(scope="session")

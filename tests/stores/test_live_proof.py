@@ -248,7 +248,7 @@ async def ask(
         for answer in msgspec.json.decode(response.body)["predictions"]:
             assert (answer["tier"], answer["logged"]) == ("model", True), answer
             answered[answer["id"]] += 1
-        await asyncio.sleep(chance.random() * 0.01)
+        await asyncio.sleep(chance.random() * 0.05)
     await client.close()
 
 
@@ -259,7 +259,7 @@ def test_live_vectors_are_proved_while_the_writer_of_events_is_killed(
     tmp_path: Path, durability: str
 ) -> None:
     # given a model trained on the past, two servers that answer and one that only takes events, on one state folder
-    vectors = int(os.environ.get("LIVE_VECTORS", "20000")) // 2
+    vectors = int(os.environ.get("LIVE_VECTORS", "6000")) // 2
     kills = int(os.environ.get("LIVE_KILLS", "3"))
     write_world(tmp_path)
     loaded = load_world(tmp_path / "world.py")
