@@ -105,12 +105,13 @@ def cache(world: Path, as_json: bool, trim: str | None, older_than: str | None) 
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table("kind", "what", "size", "created", "last used")
+    table = Table("kind", "what", "size")
+    for title in ("created (UTC)", "last used"):
+        table.add_column(title, no_wrap=True)
     for entry in entries:
         facts = _facts(entry)
-        table.add_row(
-            entry.kind, Text(entry.about), show.size_text(entry.bytes), facts["created"], facts["used"]
-        )
+        minutes = [facts[name][:16].replace("T", " ") for name in ("created", "used")]
+        table.add_row(entry.kind, Text(entry.about), show.size_text(entry.bytes), *minutes)
     show.out.print(table)
     show.out.print(
         f"{_counted(len(entries))}, {show.size_text(total)}, in {folder}", markup=False, soft_wrap=True

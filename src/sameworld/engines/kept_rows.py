@@ -421,7 +421,10 @@ class _News:
 
 def _input_key(rows: str, item: Input) -> tuple[str, str, dict[str, Any]]:
     parts = {"rows": rows, "condition": item.condition, "column": item.column}
-    return content_hash(parts, digits=32), f"{item.column or 'rows'} where {item.condition or 'true'}", parts
+    about = (
+        f"{item.column or 'which rows'} where {item.condition}" if item.condition else item.column or "rows"
+    )
+    return content_hash(parts, digits=32), about, parts
 
 
 def _without(contents: Mapping[str, str], known: Sequence[str]) -> list[Path]:
