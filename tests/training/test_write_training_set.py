@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -286,6 +287,34 @@ from test_write_training_set import write
 print("begun", flush=True)
 write(Path(sys.argv[1]), as_of=None, rows_a_file=4, partition_by="day", progress=lambda *_: time.sleep(0.02))
 """
+
+
+@pytest.mark.parametrize("room", [200, 4_000], ids=["for nothing", "for the manifest"])
+def test_a_full_disk_is_told_and_the_next_run_goes_on(tmp_path: Path, room: int) -> None:
+    to, before = tmp_path / "set", resource.getrlimit(resource.RLIMIT_FSIZE)
+    write(tmp_path / "whole", rows_a_file=50)
+    assert max(path.stat().st_size for path in parts(tmp_path / "whole")) > room
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(TrainingError) as told:
+            write(to, rows_a_file=50, cache=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    error = told.value
+    assert error.what == "The training set cannot be written."
+    assert (error.where, error.found) == (str(to), "File too large")
+    assert write(to, rows_a_file=50).kept == 0
+    assert same_bits(read(to), table())
+    assert not list(to.rglob("*.new"))
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError) as told:
+        write(tmp_path / "file" / "set")
+    assert (told.value.where, told.value.found) == (str(tmp_path / "file" / "set"), "Not a directory")
 
 
 @pytest.mark.slow

@@ -109,14 +109,15 @@ def write_training_set(
 
     Raises:
         Problems: everything that is wrong with the definitions and their data, at once.
-        TrainingError: the folder holds something else.
+        TrainingError: the folder holds something else, or cannot be written.
     """
     clock = time.perf_counter()
     features, moments, label = asked_for(model_or_features, moments, label)
     if rows_a_file < 1:
         raise DefinitionError("A part needs rows.", found=f"rows_a_file={rows_a_file}", do="give at least 1.")
     to = Path(to)
-    to.mkdir(parents=True, exist_ok=True)
+    with _writing(to):
+        to.mkdir(parents=True, exist_ok=True)
     own = opened_engine(engine, folder, cache=cache_folder(folder, cache), say=say)
     with own as chosen, _alone(to):
         before = _manifest(to)
@@ -207,7 +208,8 @@ class _Todo:
                     self.progress(rows, total)
                 table = parts.compute(read)
                 check_names(table, self.partition_by)
-                write(part, table, rows)
+                with _writing(self.to):
+                    write(part, table, rows)
                 self.progress(rows + read.at.shape[0], total)
             rows += read.at.shape[0]
         return _Done(rows, number, kept, expected)
@@ -311,11 +313,30 @@ def _refuse(to: Path, before: Manifest, now: Manifest) -> None:
 
 def _write_manifest(to: Path, manifest: Manifest) -> None:
     fresh = to / f".{MANIFEST}.new"
-    with fresh.open("wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, to / MANIFEST)
+    with _writing(to):
+        with fresh.open("wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, to / MANIFEST)
+
+
+@contextmanager
+def _writing(to: Path) -> Generator[None]:
+    """Say what keeps a disk from being written.
+
+    Raises:
+        TrainingError: it is full, or nobody may write there.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            "The training set cannot be written.",
+            where=str(error.filename or to),
+            found=error.strerror or str(error),
+            do="make room there, or give another folder; run again, it goes on with the parts that are there.",
+        ) from error
 
 
 @contextmanager
