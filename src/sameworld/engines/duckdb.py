@@ -166,7 +166,7 @@ class DuckDBEngine:
                 f"This engine cannot read the data of {what}.",
                 expected="a path, a glob, a DuckDB query or an Arrow table",
                 found=f"{type(data).__module__}.{type(data).__qualname__}",
-                do="use the engine whose table it is, for example engine='spark' for a Spark DataFrame.",
+                do="make an Arrow table of it, such as pyarrow.Table.from_pandas(frame), or use the engine whose table it is, such as engine='spark'.",
             )
         text = ", ".join(str(path) for path in data) if isinstance(data, tuple) else str(data)
         try:
