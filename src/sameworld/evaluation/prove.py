@@ -237,6 +237,7 @@ class _Version:
         self.features = self._possible()
         self.named: dict[tuple[str, int], tuple[str, str]] = {}
         self.fingerprints: dict[str, fingerprints.Fingerprint] = {}
+        self.entities: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
         self.at = np.array([p.t for _, p in logged], np.int64)
         self.tiers = _Alike([p.tier for _, p in logged])
         self.defaults = _Alike([tuple(p.defaults or ()) for _, p in logged])
@@ -508,10 +509,14 @@ class _Version:
         )
 
     def _rows_of(self, grouping: Grouping, place: int, rows: Rows) -> list[dict[str, Any]]:
-        """Give all row versions of the entity of one moment."""
+        """Give all row versions of the entity of one moment; cells that differ are mostly of a few entities."""
         keys = pa.table({key: self.fields[key].slice(place, 1) for key in grouping.keys})
-        schema = self.schemas[grouping.source.content]
-        return self.here.entity_rows(grouping, schema, keys, rows)
+        entity = tuple(column.to_pylist()[0] for column in keys.columns)
+        known = grouping.content, entity, rows.cutover, rows.log is None
+        if known not in self.entities:
+            schema = self.schemas[grouping.source.content]
+            self.entities[known] = self.here.entity_rows(grouping, schema, keys, rows)
+        return self.entities[known]
 
     def _past_cutover(self, grouping: Grouping, place: int) -> tuple[str, str] | None:
         """Look for a row of before the cutover that the files now say became readable after it, and that was never delivered."""
