@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
@@ -33,6 +34,13 @@ from sameworld.testing import oracle
 Row = dict[str, Any]
 Moment = tuple[tuple[Any, ...], int, int]
 """An entity, `at` and `as_of`."""
+
+
+@functools.cache
+def one_engine(threads: int = 1) -> DuckDBEngine:
+    """For all tests of a process: making one takes longer than most of what they ask it."""
+    return DuckDBEngine(threads=threads)
+
 
 KEYS = {"k1": pa.string(), "k2": pa.int64(), "k3": pa.bool_()}
 SCHEMA = pa.schema(

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from histories import one_engine
 
 import sameworld as sw
 from sameworld.asof.plan import aggregates_of, groupings_of
 from sameworld.asof.schema import supported
 from sameworld.definitions.feature import Aggregate
-from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.engines.interface import Asked
 
 INSTANT = pa.timestamp("us", tz="UTC")
@@ -46,11 +46,10 @@ def ask() -> Ask:
         aggregate = feature(source)
         at = np.array([at for _, at in moments], np.int64)
         keys = pa.table({"k": pa.array([key for key, _ in moments], pa.string())})
-        engine = DuckDBEngine(threads=1)
+        engine = one_engine()
         schemas = {source.content: supported(engine.describe(rows, "rows"))}
         groupings = groupings_of(aggregates_of([aggregate]))
         values = engine.aggregates(groupings, schemas, Asked(keys, at, at), rows={}, world="as_of")
-        engine.close()
         return values[aggregate.columns[0]].to_pylist()
 
     return asked

@@ -27,6 +27,7 @@ from histories import (
     Moment,
     Row,
     all_calls,
+    one_engine,
     placed,
     row,
     rows,
@@ -84,7 +85,7 @@ def compare(
     threads: int = 1,
 ) -> None:
     """Compare what the engine gives with what the oracle says."""
-    engine = DuckDBEngine(threads=threads)
+    engine = one_engine(threads)
     schema = engine.describe(source.data, "rows")
     ties = ties_of(engine, source, schema, (), source.data)
     key_table = pa.table(
@@ -117,7 +118,6 @@ def compare(
         for column in aggregate.columns:
             assert got[column].type == type_of(aggregate), column
             assert [bits(value) for value in plain(got[column])] == expected[column], column
-    engine.close()
 
 
 @pytest.mark.parametrize("operation", AGGREGATIONS)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from histories import CONDITION, INSTANT, SCHEMA, VERSIONED, rows, ties_of, versions
+from histories import CONDITION, INSTANT, SCHEMA, VERSIONED, one_engine, rows, ties_of, versions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_world import UNTIL, SmallWorld
@@ -118,7 +118,7 @@ def test_an_explanation_agrees_with_the_oracle(
     for window in WINDOWS if not feature else ():
         features[f"f_{window.label}"] = method(column, over=window).category()
     model = model_of(features, k1=pa.string())
-    engine = DuckDBEngine(threads=1)
+    engine = one_engine()
     schema = engine.describe(table, "rows")
     all_versions = versions(source, aggregate, history, ties_of(engine, source, schema, ("k1",), table))
 
@@ -133,7 +133,6 @@ def test_an_explanation_agrees_with_the_oracle(
     assert [explained.window for explained in columns] == list(WINDOWS)
     for explained in columns:
         check_against_oracle(explained, all_versions, operation, key, at, at if as_of is None else as_of)
-    engine.close()
 
 
 def check_against_oracle(

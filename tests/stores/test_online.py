@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import functools
 import os
 import shutil
 import subprocess
@@ -34,6 +33,7 @@ from every_aggregation import (
     types,
     values,
 )
+from histories import one_engine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis_server import RedisServer
@@ -153,12 +153,6 @@ def ties_of(source: sw.Source, rows: Sequence[Row]) -> list[int]:
     found = engine._con.execute(f"SELECT tie FROM ({query})").fetchnumpy()["tie"].tolist()
     engine._con.unregister("raw")
     return found
-
-
-@functools.cache
-def one_engine() -> DuckDBEngine:
-    """For all tests here: making one takes longer than most of what they ask it."""
-    return DuckDBEngine(threads=1)
 
 
 _SCHEMA: dict[str, str] = {}
