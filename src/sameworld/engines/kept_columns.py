@@ -22,6 +22,8 @@ from sameworld.engines.contents import content_of
 from sameworld.engines.interface import Asked
 
 _COLUMN = "column.arrow"
+_MOST_ROWS = 8
+"""So many of a source's rows, with more and more files, are looked at; what was known with still fewer files was told since, or nobody asked."""
 
 
 def digest(asked: Asked) -> str:
@@ -94,11 +96,12 @@ class Before:
         entries = cache.entries("rows")
         now = next((entry.parts for entry in entries if entry.key == key), None)
         self._now = key
-        self._rows = {
-            entry.key: rows
+        found = [
+            (entry.key, rows)
             for entry in entries
             if now is not None and (rows := _of_files(entry, now, entry.key == key)) is not None
-        }
+        ]
+        self._rows = dict(sorted(found, key=lambda one: one[1].rank, reverse=True)[:_MOST_ROWS])
         self._columns: dict[str, Path] = {}
         self._moments: dict[tuple[str, str], int] = {}
         for entry in cache.entries("column") if len(self._rows) > 1 else []:
