@@ -41,6 +41,7 @@ def test_what_was_served_is_what_the_sources_give(played_world: SmallWorld) -> N
             "defaults": {},
             "replaced": {},
             "kept": 0,
+            "kept_unjudged": 0,
             "differences": [],
         }
 

@@ -14,7 +14,9 @@ import pytest
 from driven_server import Driven, driven
 from small_world import WORLD, SmallWorld, make
 
+from sameworld.evaluation.kept import kept_answers, not_judged, wrong_answers
 from sameworld.server.lanes import GuardedLane, NativeLane
+from sameworld.stores.prediction_log import predictions
 from sameworld.training.bundle import Bundle, Registry
 from sameworld.training.fitted import Compiled
 from sameworld.training.trees import Trees
@@ -66,6 +68,22 @@ def value(server: Driven, model: str) -> float:
     (prediction,) = answer["predictions"]
     assert (status, prediction["tier"]) == (200, "model")
     return prediction["value"]
+
+
+def test_kept_answers_that_a_proof_cannot_compute_are_counted(world: SmallWorld, tmp_path: Path) -> None:
+    copied = world.copy(tmp_path / "world")
+    with driven(copied.config(cache={"histograms": 100_000})) as server:
+        assert value(server, "histograms") == value(server, "histograms")
+    proof = copied.prove()
+    assert (proof.kept, proof.kept_unjudged, proof.different) == (1, 0, 0)
+    address = copied.registry.newest("histograms") or ""
+    bundle = copied.registry.load(address, without_code=True, unpickle=False)
+    kept = kept_answers([(where, one) for where, one in predictions(copied.state) if one is not None])
+    assert not_judged(bundle, kept) == (0, "")
+    assert bundle.scorer.compiled is not None
+    bundle.scorer.compiled.distrust("another processor computes another exp")
+    assert not_judged(bundle, kept) == (1, "another processor computes another exp")
+    assert list(wrong_answers(bundle, kept)) == []
 
 
 @pytest.mark.parametrize("model", MODELS)

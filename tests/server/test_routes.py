@@ -259,21 +259,6 @@ def test_another_method_or_path_is_not_found(server: Driven, method: str, path: 
     assert facts["what"] == f"There is no {method} {path} here."
 
 
-def test_a_body_that_is_too_large_is_refused(server: Driven) -> None:
-    large = b'{"request": {"user": "' + b"x" * (17 << 20) + b'"}}'
-    for answer in (server.predict(large), server.events(large)):
-        assert answer == (
-            400,
-            {
-                "error": "RequestError",
-                "what": "The body is too large.",
-                "expected": f"at most {16 << 20} bytes",
-                "found": str(len(large)),
-                "do": "send several smaller ones.",
-            },
-        )
-
-
 def test_a_moment_is_only_told_in_a_replay(server: Driven) -> None:
     assert server.predict({"request": GOOD, "at": "2024-03-16T10:00:00Z"}) == (
         400,

@@ -151,6 +151,46 @@ def test_a_follower_reads_the_same_bits_and_takes_no_events(here: World, tmp_pat
     other.close()
 
 
+def test_a_redis_that_drops_single_keys_is_not_published_to(here: World, redis: RedisServer) -> None:
+    # a reader would take an entity whose rows are gone for one that never had any
+    assert here.store is not None
+    with client.Redis.from_url(redis.address) as asked:
+        asked.flushall()
+        asked.config_set("maxmemory", "100mb")
+        asked.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            with pytest.raises(StoreError) as refused:
+                here.store.heal()
+        finally:
+            asked.config_set("maxmemory", "0")
+            asked.config_set("maxmemory-policy", "noeviction")
+    assert str(refused.value) == (
+        "This Redis drops rows when its memory is full.\n"
+        f"  in: {redis.address}\n"
+        "  expected: maxmemory-policy noeviction, or no maxmemory\n"
+        "  found: maxmemory-policy allkeys-lru\n"
+        "  do: redis-cli config set maxmemory-policy noeviction, and set it in redis.conf, too."
+    )
+    heal(here.store)
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("redis://127.0.0.1:abc/0", "Port could not be cast to integer value as 'abc'"),
+        ("redis://127.0.0.1/mine", "'mine' is no number of a database"),
+        ("redis://127.0.0.1/0?speed=9", "unexpected keyword argument 'speed'"),
+        ("http://127.0.0.1", "scheme"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_at_once(tmp_path: Path, address: str, why: str) -> None:
+    with pytest.raises(StoreError) as refused:
+        Shared(tmp_path, address)
+    assert refused.value.what.startswith("The address of the store cannot be read: ")
+    assert why in refused.value.what
+    assert refused.value.expected == "redis://HOST:PORT/DATABASE or unix://PATH?db=DATABASE"
+
+
 def test_two_hosts_do_not_publish_to_one_redis(here: World, tmp_path: Path) -> None:
     assert here.store is not None
     assert here.redis is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from redis import Redis
 from redis_server import RedisServer
 from test_online import FIELDS, Told, World, row, ties_of, windowed, world
 
@@ -85,6 +86,21 @@ def test_the_first_and_the_last_rows_are_found_behind_tallies(
         one = found(here)
         assert one.tallies is not None
         assert len(one.chunks) < 30
+
+
+def test_rows_that_lie_far_apart_are_fetched_in_four_steps(redis: RedisServer) -> None:
+    # the last chunk, heads of records, the records that have such rows, and their chunks; however many there are
+    specs = [windowed("last_n", "n", ("k1",), where=False, windows=[Window()], given={"n": 7})]
+    with (
+        world("append_only", specs, files=files(), cutover=MANY, chunk_rows=2, redis=redis) as here,
+        Redis.from_url(redis.address) as client,
+    ):
+        here.clock.time = MANY
+        here.check(here.moment())
+        before = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+        one = found(here)
+        assert client.info("commandstats")["cmdstat_evalsha"]["calls"] - before == 4
+        assert len(one.chunks) == 7 + 1  # and the entity's last
 
 
 def test_what_wants_all_rows_gets_them(shared: RedisServer | None) -> None:

@@ -22,7 +22,7 @@ from sameworld.definitions.parts import aggregate_columns, seen_by_tiers
 from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.engines.interface import Asked, Engine, Rows
 from sameworld.errors import ProofError
-from sameworld.evaluation.kept import kept_answers, wrong_answers
+from sameworld.evaluation.kept import kept_answers, not_judged, wrong_answers
 from sameworld.stores import event_log
 from sameworld.stores import fingerprint as fingerprints
 from sameworld.stores.history import served_rows
@@ -88,6 +88,7 @@ class Proof:
         defaults: reason -> number of answers without a vector.
         replaced: feature -> number of vectors that had null in its place, since its source was stale or unreadable; a null is what has to be there.
         kept: how many answers had been computed for the same vector before; each must be what the bundle says of it.
+        kept_unjudged: how many of these cannot be computed here, where flat trees do not answer as they did where they were made.
     """
 
     vectors: int = 0
@@ -99,6 +100,7 @@ class Proof:
     defaults: Counter[str] = field(default_factory=Counter[str])
     replaced: Counter[str] = field(default_factory=Counter[str])
     kept: int = 0
+    kept_unjudged: int = 0
 
     def as_json(self, listed: int = 20) -> dict[str, Any]:
         """The proof for a script."""
@@ -111,6 +113,7 @@ class Proof:
             "defaults": dict(self.defaults),
             "replaced": dict(self.replaced),
             "kept": self.kept,
+            "kept_unjudged": self.kept_unjudged,
             "differences": [
                 {
                     **{
@@ -189,7 +192,13 @@ def prove(
         done.append((asked, dict(columns)))
         asked.compare(dict(columns))
         kept = kept_answers(logged)
+        unjudged, reason = not_judged(bundle, kept)
         proof.kept += len(kept)
+        proof.kept_unjudged += unjudged
+        if unjudged:
+            say(
+                f"{unjudged:,} kept answers of {bundle.model.name} ({version[:8]}) are not judged, their vectors are: {reason}"
+            )
         for where, row, value in wrong_answers(bundle, kept):
             proof.different += 1
             proof.causes["kept answer"] += 1

@@ -300,7 +300,6 @@ class Server:
         """Ask for the predictions that a body wants, and let others have their turns meanwhile where it is large."""
         if len(body) < _LARGE_BYTES:
             return self._ask(model, body, header)
-        _refuse_large(body)
         ask, requests = await asyncio.to_thread(self._wanted, model, body, header)
         answers: list[asyncio.Future[Any]] = []
         for start in range(0, len(requests), _PART):
@@ -340,7 +339,6 @@ class Server:
                 )
             if source not in self._preparers:
                 self._preparers[source] = ThreadPoolExecutor(1, thread_name_prefix=f"prepare {source}")
-        _refuse_large(body)
         events = body if header("content-type") == ARROW else read_events(body)
         key = header("idempotency-key") or secrets.token_hex(16)
         loop = asyncio.get_running_loop()
@@ -423,13 +421,3 @@ def open_store(config: ServerConfig, bundles: Iterable[Bundle], clock: Clock | N
         shared=opened_shared(state, config.store, reading_seconds=seconds) if config.store else None,
         follow=config.follow,
     )
-
-
-def _refuse_large(body: bytes) -> None:
-    if len(body) > MOST_BODY_BYTES:
-        raise RequestError(
-            "The body is too large.",
-            expected=f"at most {MOST_BODY_BYTES} bytes",
-            found=str(len(body)),
-            do="send several smaller ones.",
-        )

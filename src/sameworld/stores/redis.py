@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import redis
@@ -36,7 +37,6 @@ _LEAST_PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.05, 1.0
 _BATCH_BYTES = 1 << 20
 _EARLIEST = -(2**63)
 _MOST_TRIES = 64
-_MOST_SINGLE = 3
 
 _READ = """
 local function less(a, b)  -- by bytes, where Lua compares as the locale has it
@@ -47,8 +47,9 @@ end
 local head = redis.call('HMGET', KEYS[1], 'epoch', 'layout', 'sequence', 'stamp', 'latest')
 local found = {head}
 if not head[1] or ARGV[1] ~= head[2] then return found end
-for i = 3, #ARGV, 5 do
-  local key, since, depth, low, ranges = KEYS[1] .. head[1] .. ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3], ARGV[i + 4]
+for i = 3, #ARGV, 6 do
+  local key, since, depth, low = KEYS[1] .. head[1] .. ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3]
+  local ranges, single = ARGV[i + 4], ARGV[i + 5]
   local count = redis.call('ZLEXCOUNT', key, '[' .. since, '+') + depth
   if depth < 0 then count = redis.call('ZCARD', key) end
   local chunks = {}
@@ -61,10 +62,16 @@ for i = 3, #ARGV, 5 do
     local last = redis.call('ZREVRANGEBYLEX', key, '+', '-', 'LIMIT', 0, 1)
     local heads = redis.call('ZREVRANGEBYLEX', key .. 't', '(' .. low, '-', 'LIMIT', 0, 1)
     for _, one in ipairs(redis.call('ZRANGEBYLEX', key .. 't', '[' .. low, '+')) do heads[#heads + 1] = one end
+    local asked = {}
+    for k = 1, #single, 8 do
+      local edge = string.sub(single, k, k + 7)
+      asked[edge] = true
+      for _, chunk in ipairs(redis.call('ZRANGEBYLEX', key, '[' .. edge, '[' .. edge .. string.rep(string.char(255), 9))) do chunks[#chunks + 1] = chunk end
+    end
     local records = {}
     for j, one in ipairs(heads) do
       local begin, stop = string.sub(one, 1, 8), string.sub(heads[j + 1] or last[1], 1, 8)
-      local rest = ''
+      local rest = asked[begin] and redis.call('HGET', key .. 'r', begin) or ''
       for k = 1, #ranges, 16 do
         if less(begin, string.sub(ranges, k + 8, k + 15)) and less(string.sub(ranges, k, k + 7), stop) then
           rest = redis.call('HGET', key .. 'r', begin)
@@ -87,7 +94,7 @@ end
 return found
 """
 """The head and, where it has the layout that the caller knows, of every entity its chunks from a time on and some before it; or, where these would be too
-many, its tallies and the chunks (and whole records) in some ranges."""
+many, its tallies and the chunks (and whole records) in some ranges, and those that begin at some times."""
 
 _PUBLISH = """
 local head = redis.call('HMGET', KEYS[1], 'epoch', 'sequence')
@@ -158,7 +165,7 @@ class Shared:
             StoreError: Redis does not answer, or has no store.
         """
         depth, at = 1, t
-        more: dict[bytes, list[tuple[int, int]]] = {}
+        more: dict[bytes, set[int]] = {}
         for _ in range(_MOST_TRIES):
             kept = self._kept
             asked = [
@@ -169,7 +176,7 @@ class Shared:
             ]
             wishes: dict[bytes, _Wish] = {}
             for entity, reach in asked:
-                wishes.setdefault(entity, _Wish(t, depth, more.get(entity, []))).add(reach, t, at)
+                wishes.setdefault(entity, _Wish(t, depth, more.get(entity, set()))).add(reach, t, at)
             flat: list[Any] = [kept.token, self._few]
             for entity, wish in wishes.items():
                 flat += (entity, *wish.arguments())
@@ -181,10 +188,7 @@ class Shared:
                 continue
             entities = {entity: _fetched(one, depth) for entity, one in zip(wishes, found, strict=True)}
             stamp = int(head[3])
-            if stamp >= at and any(one.records is not None for one in entities.values()):
-                at = stamp + 1  # windows begin elsewhere
-                continue
-            view = SharedView(int(head[2]), stamp, kept, msgspec.msgpack.decode(head[4]), max(at, stamp + 1), entities)  # fmt: skip
+            at = max(at, stamp + 1)
             lacks = False
             for entity, reach in asked:
                 try:
@@ -192,11 +196,10 @@ class Shared:
                         entities[entity].found(reach, at)
                 except Missing as missing:
                     lacks = True
-                    some = more.setdefault(entity, [])
-                    # What is found to be missing one by one is asked for by the record.
-                    some.append((missing.start, missing.start + 1) if len(some) < _MOST_SINGLE else (missing.begin, missing.end))  # fmt: skip
+                    more.setdefault(entity, set()).update(missing.starts)
             if lacks:
                 continue
+            view = SharedView(int(head[2]), stamp, kept, msgspec.msgpack.decode(head[4]), at, entities)
             if all(entities[entity].has_latest(reach, t) for entity, reach in asked):
                 return view
             depth *= 16
@@ -257,6 +260,7 @@ class Shared:
         with _locked(self._folder / "copying.lock"), index.read() as txn:
             self._publishing.hsetnx(_BASE, "owner", name)
             self._check(self._publishing.hget(_BASE, "owner"))
+            self._check_memory()
             epoch = secrets.token_hex(8).encode() + b":"
             pipeline, size = self._publishing.pipeline(transaction=False), 0
             for place in kept_from(index.raw(txn, "kept")).groupings.values():
@@ -303,6 +307,22 @@ class Shared:
                 do="let this server follow that one with --follow, or give it another database of Redis.",
             )
 
+    def _check_memory(self) -> None:
+        """Refuse a Redis that drops keys when it is full: readers would take what is gone for what never was."""
+        try:
+            said = self._publishing.info("memory")
+        except redis.ResponseError:  # whoever may not ask has to see to it
+            return
+        policy = str(said.get("maxmemory_policy", ""))
+        if said.get("maxmemory") and policy.startswith("allkeys"):
+            raise StoreError(
+                "This Redis drops rows when its memory is full.",
+                where=self._where,
+                expected="maxmemory-policy noeviction, or no maxmemory",
+                found=f"maxmemory-policy {policy}",
+                do="redis-cli config set maxmemory-policy noeviction, and set it in redis.conf, too.",
+            )
+
     # what both need
 
     def _ask(self, what: str, ask: Callable[[], Any]) -> Any:
@@ -332,12 +352,13 @@ class _Wish:
     Args:
         t: the moment, or one before it.
         depth: how many chunks before all windows.
-        more: ranges that were found missing.
+        more: where chunks and records begin that were found missing.
     """
 
-    def __init__(self, t: int, depth: int, more: list[tuple[int, int]]) -> None:
+    def __init__(self, t: int, depth: int, more: set[int]) -> None:
         self._since, self._depth, self._low = t, depth, t
-        self._ranges = set(more)
+        self._more = more
+        self._ranges: set[tuple[int, int]] = set()
 
     def add(self, reach: Reach, t: int, at: int) -> None:
         edges = reach.asked.at(at)
@@ -346,9 +367,10 @@ class _Wish:
         self._low = min(self._low, edges.low)
         self._ranges.update(edges.looked_at)
 
-    def arguments(self) -> tuple[bytes, int, bytes, bytes]:
+    def arguments(self) -> tuple[bytes, int, bytes, bytes, bytes]:
         ranges = b"".join(_edge(place) for both in sorted(self._ranges) for place in both)
-        return _edge(max(self._since, _EARLIEST) + 1), self._depth, _edge(self._low), ranges
+        single = b"".join(map(_edge, sorted(self._more)))
+        return _edge(max(self._since, _EARLIEST) + 1), self._depth, _edge(self._low), ranges, single
 
 
 def _edge(time: int) -> bytes:
@@ -387,11 +409,17 @@ def _facts(index: Index, txn: Any) -> tuple[int, int, bytes]:
 def _client(
     address: str, seconds: float
 ) -> Any:  # its types say of every answer that it may have to be awaited
+    parts = urlsplit(address)
     try:
-        return redis.Redis.from_url(
+        if parts.scheme != "unix" and parts.path.strip("/") and not parts.path.strip("/").isdecimal():
+            raise ValueError(f"{parts.path[1:]!r} is no number of a database")  # which would be 0
+        client = redis.Redis.from_url(
             address, socket_timeout=seconds, socket_connect_timeout=seconds, retry=None
         )
-    except ValueError as error:
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # which knows its options, and connects to nothing
+        return client
+    except (ValueError, TypeError) as error:
         raise StoreError(
             f"The address of the store cannot be read: {error}",
             expected="redis://HOST:PORT/DATABASE or unix://PATH?db=DATABASE",

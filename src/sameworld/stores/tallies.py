@@ -6,15 +6,18 @@ other from which event time on each has rows, and begins with the tally of all o
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sameworld.asof.aggregations import BEGINNING, DISTINCT, FIRST, LAST, LATEST, MAX, MIN, NEVER
+from sameworld.asof.aggregations import BEGINNING, DISTINCT, FIRST, LAST, LATEST, MAX, MIN
 from sameworld.asof.entity import AVAILABLE, EVENT, Words
 from sameworld.asof.plan import Read
 from sameworld.asof.read import partials_of
@@ -27,11 +30,11 @@ _HEAD = struct.Struct("<qq")
 
 
 class Missing(Exception):
-    """Something that was not fetched is needed: a chunk that begins at `start`, or more of its record, whose chunks are from `begin` to `end`."""
+    """Chunks or records that were not fetched are needed: those that begin at `starts`."""
 
-    def __init__(self, start: int, begin: int = BEGINNING, end: int = NEVER) -> None:
-        super().__init__(start)
-        self.start, self.begin, self.end = start, begin, end
+    def __init__(self, starts: Sequence[int]) -> None:
+        super().__init__(starts)
+        self.starts = starts
 
 
 class Record(NamedTuple):
@@ -57,14 +60,8 @@ def head_bytes(content: bytes | memoryview) -> int:
 
 
 def unpack(words: TallyWords, record: Record) -> Tallies:
-    """Read a record's tallies.
-
-    Raises:
-        Missing: only its head is there.
-    """
+    """Read a record's tallies."""
     head, count = _HEAD.unpack_from(record.content)
-    if len(record.content) == head:
-        raise Missing(record.start)
     ranges = bytes(record.content[2 * _WORD : 2 * _WORD * (1 + words.count)])
     width = words.width(ranges)
     starts = np.frombuffer(record.content, np.int64, count, head)
@@ -151,8 +148,9 @@ class Asked:
                         self._raw.append((start, end))
         self._edges = edges - {BEGINNING}
         self._beginning = BEGINNING in edges
+        self.at = functools.lru_cache(4)(self._at)  # a batch asks for many entities at one moment
 
-    def at(self, t: int) -> Edges:
+    def _at(self, t: int) -> Edges:
         """Give the windows at a moment."""
         cuts = sorted({edge_time(t, edge) for edge in self._edges})
         return Edges(
@@ -199,7 +197,24 @@ class Edges:
         return end > self.low and begin < self.cuts[-1]
 
     def wants_rows(self, begin: int, end: int) -> bool:
+        """Whether any window wants rows of what is between two event times."""
         return any(a < end and b > begin for a, b in self.raw)
+
+    def parted(self, tallies: Tallies, end: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Give which of some tallies stand for their chunks, and which chunks' rows have to be looked at; neither where no window has any.
+
+        Args:
+            end: the event time from which on other chunks have rows.
+        """
+        starts, ends = tallies.starts, np.append(tallies.starts[1:], end)
+        whole = tallies.table[:, AVAILABLE_AT] < self.t
+        for cut in self.inside(int(starts[0]), end):
+            place = int(np.searchsorted(starts, cut, side="right")) - 1
+            whole[place] &= bool(starts[place] == cut)
+        for a, b in self.raw:
+            whole &= (ends <= a) | (starts >= b)
+        reached = (ends > self.low) & (starts < self.cuts[-1])
+        return reached & whole, reached & ~whole
 
 
 def choose(
@@ -221,82 +236,89 @@ def choose(
         Missing: what is needed is not there.
     """
     words = layout.words.tally
-    begins = [*(record.start for record in records), last[0]]
-    rows: dict[int, Any] = {}
     parts: list[Tallies] = []
     totals: dict[int, Record] = {}
-
-    def missed(at: int) -> Missing:
-        place = max(bisect_right(begins, at) - 1, 0)
-        return Missing(at, begins[place], begins[min(place + 1, len(records))])
-
-    def chunk(at: int) -> Any:
-        try:
-            return fetch(at)
-        except KeyError:
-            raise missed(at) from None
-
-    def tallies_of(record: Record) -> Tallies:
-        try:
-            return unpack(words, record)
-        except Missing as error:
-            raise missed(error.start) from None
-
-    for record, begin, end in zip(records, begins, begins[1:], strict=False):
-        if not edges.reaches(begin, end):
+    opened: list[tuple[Record, int]] = []
+    ends = [*(record.start for record in records[1:]), last[0]]
+    for record, end in zip(records, ends, strict=False):
+        if not edges.reaches(record.start, end):
             continue
-        inside = edges.inside(begin, end)
-        if not inside and not edges.wants_rows(begin, end):
+        if not edges.inside(record.start, end) and not edges.wants_rows(record.start, end):
             all_of_it = total(words, record)
             if all_of_it.table[0, AVAILABLE_AT] < edges.t:
                 parts.append(all_of_it)
-                totals[begin] = record
+                totals[record.start] = record
                 continue
-        tallies = tallies_of(record)
-        starts = tallies.starts
-        ends = np.append(starts[1:], end)
-        whole = tallies.table[:, AVAILABLE_AT] < edges.t
-        for cut in inside:
-            place = int(np.searchsorted(starts, cut, side="right")) - 1
-            whole[place] &= bool(starts[place] == cut)
-        for a, b in edges.raw:
-            whole &= (ends <= a) | (starts >= b)
-        reached = (ends > edges.low) & (starts < edges.cuts[-1])
-        rows.update((start, chunk(start)) for start in starts[reached & ~whole].tolist())
-        if (reached & whole).any():
-            parts.append(tallies.only(reached & whole))
+        opened.append((record, end))
+    single: list[int] = []
+    for tallies, (_, end) in zip(_unpacked(words, [record for record, _ in opened]), opened, strict=True):
+        whole, others = edges.parted(tallies, end)
+        single += tallies.starts[others].tolist()
+        parts.append(tallies.only(whole))
+    rows = _fetched(fetch, single)
     rows[last[0]] = last[1]
-    tallies = words.together(parts) if parts else None
+    tallies = _in_order(words, parts)
     for wish in edges.ordered:
-        while tallies is not None and (place := _lacking(wish, edges.t, layout, tallies, rows)) is not None:
-            start = int(tallies.starts[place])
-            pieces = [tallies.only(slice(None, place)), tallies.only(slice(place + 1, None))]
-            if start in totals:
-                pieces.insert(1, tallies_of(totals.pop(start)))
-            else:
-                rows[start] = chunk(start)
-            pieces = [piece for piece in pieces if len(piece.starts)]
-            tallies = words.together(pieces) if pieces else None
+        while tallies is not None and (places := _lacking(wish, edges.t, layout, tallies, rows)):
+            starts = tallies.starts[places].tolist()
+            shut = [totals.pop(start) for start in starts if start in totals]
+            if not shut:
+                rows |= _fetched(fetch, starts)
+            gone = np.isin(tallies.starts, [record.start for record in shut] or starts)
+            tallies = _in_order(words, [tallies.only(~gone), *_unpacked(words, shut)])
     return Found([rows[start] for start in sorted(rows)], tallies)
 
 
-def _lacking(
-    wish: tuple[int, int, int, int, bool], t: int, layout: Layout, tallies: Tallies, rows: dict[int, Any]
-) -> int | None:
-    """Give the tally whose rows would have to be looked at for the first or last rows of a window; None where these are there."""
-    item, wanted, a, b, first = wish
-    at = layout.words.tally.items(tallies.ranges)[item, AT]
-    some = np.flatnonzero((tallies.starts >= a) & (tallies.starts < b) & (tallies.table[:, at] > 0))
-    if not some.size:
+def _unpacked(words: TallyWords, records: Sequence[Record]) -> list[Tallies]:
+    """Read records' tallies, or say of which only the head is there."""
+    shut = [record.start for record in records if len(record.content) == head_bytes(record.content)]
+    if shut:
+        raise Missing(shut)
+    return [unpack(words, record) for record in records]
+
+
+def _fetched(fetch: Callable[[int], Any], starts: Sequence[int]) -> dict[int, Any]:
+    """Fetch chunks, or say which are not there."""
+    found: dict[int, Any] = {}
+    for start in starts:
+        with contextlib.suppress(KeyError):
+            found[start] = fetch(start)
+    if len(found) < len(starts):
+        raise Missing([start for start in starts if start not in found])
+    return found
+
+
+def _in_order(words: TallyWords, parts: Sequence[Tallies]) -> Tallies | None:
+    """Bring tallies together; None where there are none."""
+    some = [part for part in parts if len(part.starts)]
+    if not some:
         return None
-    place = int(some[0] if first else some[-1])
-    border = int(tallies.starts[place])
+    tallies = words.together(some)
+    return tallies.only(np.argsort(tallies.starts))
+
+
+def _lacking(
+    wish: tuple[int, int, int, int, bool], t: int, layout: Layout, tallies: Tallies, rows: Mapping[int, Any]
+) -> list[int]:
+    """Give the tallies that have, where the rows that are there have not, the first or last rows of a window."""
+    item, wanted, a, b, first = wish
+    counts = tallies.table[:, layout.words.tally.items(tallies.ranges)[item, AT]]
+    some = np.flatnonzero((tallies.starts >= a) & (tallies.starts < b) & (counts > 0))
     word, mask = layout.words.valid[item]
-    for start, chunk in rows.items():
-        if (start < border) == first:
-            found = layout.unpack(chunk)[0]
-            usable = (found[:, EVENT] >= a) & (found[:, EVENT] < b) & (found[:, AVAILABLE] < t)
-            wanted -= int(np.count_nonzero(found[usable, word] & mask))
+    chunks = iter(sorted(rows, reverse=not first))
+    chunk = next(chunks, None)
+    found: list[int] = []
+    for place in (some if first else some[::-1]).tolist():
+        border = int(tallies.starts[place])
+        while chunk is not None and (chunk < border) == first:
+            mine, *_ = layout.together([[rows[chunk]]], texts=False)
+            usable = (mine[:, EVENT] >= a) & (mine[:, EVENT] < b) & (mine[:, AVAILABLE] < t)
+            wanted -= int(np.count_nonzero(mine[usable, word] & mask))
+            chunk = next(chunks, None)
             if wanted <= 0:
-                return None
-    return place
+                return found
+        found.append(place)
+        wanted -= int(counts[place])
+        if wanted <= 0:
+            return found
+    return found

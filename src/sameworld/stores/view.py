@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import lmdb
@@ -74,13 +74,17 @@ class Fetched:
     chunks: Mapping[int, bytes]
     more: bool = False
     records: Sequence[Record] | None = None
+    _made: dict[tuple[int, int], Found] = field(default_factory=dict[tuple[int, int], Found])
 
     def found(self, reach: Reach, t: int) -> Found:
         """Give what windows at a moment need of it, or raise `Missing`."""
         if self.records is None:
             return Found(list(self.chunks.values()))
-        last = max(self.chunks)
-        return choose(reach.asked.at(t), reach.layout, self.records, (last, self.chunks[last]), self.chunks.__getitem__)  # fmt: skip
+        same = (id(reach), t)
+        if same not in self._made:
+            last = max(self.chunks)
+            self._made[same] = choose(reach.asked.at(t), reach.layout, self.records, (last, self.chunks[last]), self.chunks.__getitem__)  # fmt: skip
+        return self._made[same]
 
     def has_latest(self, reach: Reach, t: int) -> bool:
         """Whether the latest rows that are wanted are there."""
