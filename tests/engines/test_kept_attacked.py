@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -175,6 +176,50 @@ def test_files_written_over_at_their_size_are_made_again(tmp_path: Path, harm: b
                 path.write_bytes(harm * path.stat().st_size)
     for _ in range(2):
         assert values(tmp_path, features(of), AT, cache=cache)[0] == wanted
+
+
+PLACES = {
+    "rows": ["starts", "layout.json", "about.json"],
+    "input": ["texts", "words", "layout.json"],
+    "order": ["starts", "back", "layout.json"],
+    "arrivals": ["late_starts", "late_ranks", "gone_starts", "gone_ranks", "ends", "layout.json"],
+}
+MERGED = {"rows": ["versions/entity", "row", "entities.parquet"], "input": ["texts", "words"]}
+
+
+@pytest.mark.parametrize("more", [False, True], ids=["another feature", "another file"])
+def test_numbers_that_point_outside_the_rows_are_told_and_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, more: bool
+) -> None:
+    # given files too large for their contents to be compared
+    monkeypatch.setattr("sameworld.engines.cache._SMALL", -1)
+    of, harmed = source(id="id"), list[str]()
+    write(tmp_path, "b", rows(1, 60))
+    values(tmp_path, features(of), AT, cache=tmp_path / "cache")
+    if more:
+        write(tmp_path, "c", rows(2, 60, entities=6, least=60))
+    further = [*features(of), of.by("k").last("s", over="50us"), of.by("k").min("x", over="33us")]
+    wanted = values(tmp_path, further, AT)[0]
+    entries = Cache(tmp_path / "cache").entries()
+    for kind, names in (MERGED if more else PLACES).items():
+        for name in names:
+            # when in one of them all numbers are such that nothing is there
+            own = tmp_path / f"{kind} {name.replace('/', ' ')}"
+            shutil.copytree(tmp_path / "cache", own)
+            for entry in entries:
+                path = own / entry.folder.relative_to(tmp_path / "cache") / name
+                of_texts = (path.parent / "texts").exists()
+                if entry.kind == kind and path.exists() and (of_texts or name != "words"):
+                    path.write_bytes(b"\x7f" * path.stat().st_size)
+                    harmed.append(f"{kind}/{name}")
+            if not more:
+                shutil.rmtree(own / "column")
+            # then it is said, and the values are made of the files
+            got, _, said = values(tmp_path, further, AT, cache=own)
+            assert got == wanted, name
+            assert any(line.startswith("going on without the cache") for line in said), (kind, name)
+    assert {place.split("/")[0] for place in harmed} == set(MERGED if more else PLACES)
+    assert len(set(harmed)) == sum(map(len, (MERGED if more else PLACES).values()))
 
 
 def _put(folder: Path, table: pa.Table) -> None:

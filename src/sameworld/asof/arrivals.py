@@ -195,6 +195,9 @@ def recall_entities(
         row_starts[entity], row_stops[entity] = first, stop
         for offset in range(last):
             write_edges(event, first, stop, at, begin, end, offsets[offset], edges[offset])
+            for moment in range(begin, end):
+                if edges[offset, moment] > edges[last, moment]:
+                    return False
         prompt[first:stop] = 1
         low, high = late_starts[entity], late_starts[entity + 1]
         for place in range(low, high):

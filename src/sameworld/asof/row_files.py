@@ -134,8 +134,8 @@ def read_order(folder: Path) -> InOrder:
     """
     made = InOrder(**_mapped_columns(folder)[0])
     moments = made.back.shape[0]
-    _check(folder, made.back.min(initial=0) >= 0 and made.back.max(initial=0) < max(moments, 1))
-    _check(folder, made.as_of.shape[0] == made.at.shape[0] == moments)
+    check_places(folder, made.back, moments)
+    check(folder, made.as_of.shape[0] == made.at.shape[0] == moments)
     _check_starts(folder, made.starts, moments)
     return made
 
@@ -193,8 +193,20 @@ def read_input(folder: Path) -> InputColumn:
 
 
 def _mapped_columns(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    about = json.loads((folder / "layout.json").read_text())
+    about = read_about(folder / "layout.json")
     return {name: _mapped(folder / name, kind) for name, kind in about["kinds"].items()}, about
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """Give what a file of JSON says.
+
+    Raises:
+        OSError: something else has written to it.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise _written_to(path.parent) from error
 
 
 def _mapped(path: Path, kind: str) -> NDArray[Any]:
@@ -212,10 +224,23 @@ def _read_texts(path: Path) -> pa.Array:
 
 
 def _check_starts(folder: Path, starts: NDArray[np.int64], rows: int) -> None:
-    _check(folder, starts[0] == 0 and starts[-1] == rows and bool((np.diff(starts) >= 0).all()))
+    check(folder, starts[0] == 0 and starts[-1] == rows and bool((np.diff(starts) >= 0).all()))
 
 
-def _check(folder: Path, whole: bool) -> None:
-    """See to it that the kernel, which trusts such numbers, stays within its arrays."""
+def check_places(folder: Path, places: NDArray[Any], count: int, least: int = 0) -> None:
+    """See to it that all places are from `least` to count - 1."""
+    check(folder, bool(places.min(initial=least) >= least and places.max(initial=least) < max(count, 1)))
+
+
+def check(folder: Path, whole: bool) -> None:
+    """See to it that whoever trusts such numbers stays within its arrays.
+
+    Raises:
+        OSError: something else has written to the files.
+    """
     if not whole:
-        raise OSError(f"{folder} was written to by something else; delete it")
+        raise _written_to(folder)
+
+
+def _written_to(folder: Path) -> OSError:
+    return OSError(f"{folder} was written to by something else; delete it")

@@ -217,7 +217,8 @@ class DuckDBEngine:
                 try:
                     result.update(self._kept.aggregates(grouping, schema, asked, where, world, files))
                     continue
-                except OSError as error:
+                # Of Arrow's errors, too, what was kept is the likelier cause; one of the source's own comes again without it.
+                except (OSError, pa.ArrowException) as error:
                     self._kept.forget()
                     self._say(f"going on without the cache: {error}")
             result.update(self._aggregate(grouping, schema, asked, where, world))

@@ -32,6 +32,7 @@ from sameworld.engines.cache import Cache, Entry, fingerprint_of_files
 from sameworld.engines.interface import Asked, Rows
 from sameworld.errors import DataError
 
+_ABOUT = "about.json"
 _ROWS_AT_A_TIME = 1_000_000
 _BYTES_A_VALUE = 18  # as it is read and as it is sorted, each with whether it is there
 
@@ -162,7 +163,7 @@ class KeptRows:
         }
 
     def _opened(self, key: str, folder: Path, contents: Mapping[str, str]) -> Opened:
-        about = json.loads((folder / "about.json").read_text())
+        about = row_files.read_about(folder / _ABOUT)
         base = None
         if about["base"] is not None:
             fresh = np.fromfile(folder / "fresh", np.int64)
@@ -224,7 +225,7 @@ class KeptRows:
             about["latest"] = row_files.write(building.folder, written, folders)
             about["total"] = self._scans.total([Path(path) for path in contents])
             pq.write_table(entities, building.folder / "entities.parquet")
-            (building.folder / "about.json").write_text(json.dumps(about))
+            (building.folder / _ABOUT).write_text(json.dumps(about))
             again = self._contents([Path(path) for path in contents])
             if again != contents:
                 raise DataError(
@@ -340,7 +341,15 @@ class KeptRows:
         if rows is None or None in folders:
             return None
         row = row_files.read(rows).row
-        return [(row, row_files.read_input(folder)) for folder in folders if folder is not None]
+        row_files.check_places(rows, row, opened.base.total)
+        made: list[tuple[NDArray[np.int64], InputColumn]] = []
+        for folder in folders:
+            assert folder is not None  # asked above
+            column = row_files.read_input(folder)
+            if column.texts is not None:
+                row_files.check_places(folder, column.words, len(column.texts))
+            made.append((row, column))
+        return made
 
 
 @contextmanager
@@ -377,6 +386,7 @@ def _words_of(folder: Path) -> Iterator[Words]:
     kept = row_files.read(folder)
     if (folder / "versions").exists():
         whole = row_files.read_words(folder / "versions")
+        row_files.check_places(folder, whole["entity"], kept.rows.starts.shape[0] - 1, -1)
     else:
         rows = kept.rows
         whole = {"event": rows.event, "available": rows.available, "tie": kept.tie, "row": kept.row}
@@ -440,11 +450,11 @@ def _without(contents: Mapping[str, str], known: Sequence[str]) -> list[Path]:
 
 
 def _files_of(base: Entry) -> list[str]:
-    return json.loads((base.folder / "about.json").read_text())["files"]
+    return row_files.read_about(base.folder / _ABOUT)["files"]
 
 
 def _about(base: Entry) -> dict[str, Any]:
-    about = json.loads((base.folder / "about.json").read_text())
+    about = row_files.read_about(base.folder / _ABOUT)
     return {
         "key": base.key,
         "latest": about["latest"],
