@@ -74,7 +74,6 @@ def test_training_set_writes_parts_and_goes_on_with_them(trained: SmallWorld, tm
         "rows": 900,
         "parts": 4,
         "kept": 0,
-        "kept_unjudged": 0,
         "world": "as_of",
         "as_of": "2024-03-17T00:00:00Z",
     }
