@@ -17,8 +17,9 @@ from sameworld.definitions.hashing import content_hash
 from sameworld.definitions.source import Source
 from sameworld.stores.chunks import Layout
 from sameworld.stores.events import EventReader
-from sameworld.stores.lmdb import Index, Place, Reach
+from sameworld.stores.lmdb import Index, Place
 from sameworld.stores.prepared import Prepared, Preparer
+from sameworld.stores.reach import Reach
 from sameworld.stores.taking import Coming, take
 
 

@@ -11,7 +11,7 @@ import secrets
 import struct
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,16 +22,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sameworld.asof.aggregations import LAST, LATEST, NEVER
-from sameworld.asof.entity import AVAILABLE, EVENT, EntityReads
+from sameworld.asof.aggregations import NEVER
+from sameworld.asof.entity import AVAILABLE, EVENT
 from sameworld.asof.plan import Grouping
-from sameworld.asof.read import partials_of
 from sameworld.asof.schema import Schema
 from sameworld.asof.versions import closes_at
 from sameworld.engines.duckdb import input_columns
 from sameworld.errors import StoreError
 from sameworld.stores import tallies
-from sameworld.stores.chunks import Layout, RowWords
+from sameworld.stores.chunks import Layout
+from sameworld.stores.reach import Reach, still_wanted
 from sameworld.stores.tallies import Found
 
 
@@ -334,7 +334,7 @@ class Index:
                 if searching and not reach.layout.ends_with(chunk, searching, t):
                     rows = reach.layout.unpack(chunk)[0]
                     usable = rows[(rows[:, EVENT] < t) & (rows[:, AVAILABLE] < t)]
-                    searching = _still_wanted(searching, usable, reach.layout)
+                    searching = still_wanted(searching, usable, reach.layout)
                 else:
                     searching = _NOTHING
                 if not reach.everything and not searching and at[end:] <= oldest:
@@ -345,7 +345,7 @@ class Index:
 
     def _by_tallies(self, txn: lmdb.Transaction, prefix: bytes, reach: Reach, t: int) -> Found:
         """Give what windows need of an entity with many chunks."""
-        edges = reach.asked.at(t)
+        edges = reach.windows.at(t)
         records: list[tallies.Record] = []
         cursor = txn.cursor(db=self._tallies)
         more = _to_last(cursor, prefix)
@@ -481,29 +481,6 @@ class Index:
         return most
 
 
-def has_latest(chunks: Iterable[Any], reach: Reach, t: int) -> bool:
-    """Whether an entity's chunks have all latest rows that are wanted at a moment, and then at any later one."""
-    searching = reach.latest
-    for chunk in chunks:
-        if not searching:
-            break
-        rows = reach.layout.unpack(chunk)[0]
-        usable = rows[(rows[:, EVENT] < t) & (rows[:, AVAILABLE] < t)]
-        searching = _still_wanted(searching, usable, reach.layout)
-    return not searching
-
-
-def _still_wanted(wanted: Mapping[int, int], usable: RowWords, layout: Layout) -> dict[int, int]:
-    """Give how many rows are wanted of each input once these are found; nothing of an input that has enough."""
-    left: dict[int, int] = {}
-    for number, rows in wanted.items():
-        word, mask = layout.words.valid[number]
-        missing = rows - int(np.count_nonzero(usable[:, word] & mask))
-        if missing > 0:
-            left[number] = missing
-    return left
-
-
 Chunk = tuple[bytes, bytes, bytes | None]
 """A chunk where it lies: its key, its bytes, and the key of the next one of its entity; None when this is the last."""
 
@@ -579,47 +556,6 @@ class Chunks:
             self._touched.add(place)
             self.stale.add(place)
             place = cursor.key()
-
-
-class Reach:
-    """What to read of a grouping and how far back, worked out once.
-
-    Args:
-        grouping: whose reads.
-        layout: how its rows are written.
-        schema_hash: of the schema they were written with.
-    """
-
-    def __init__(self, grouping: Grouping, layout: Layout, schema_hash: str) -> None:
-        self.content = grouping.content
-        self.layout = layout
-        self.schema_hash = schema_hash
-        self.longest_past = grouping.longest_past
-        windows = [window.bounds for read in grouping.reads for window in read.windows]
-        self.ahead = max((end for _, end in windows), default=0)
-        self.past = max((-start for start, _ in windows if start is not None), default=0)
-        # Inputs whose latest rows of all history are wanted, and how many: the search goes back until they are found. Anything else over all history
-        # reads all of it.
-        self.latest: dict[int, int] = {}
-        self.everything = False
-        for read in grouping.reads:
-            if all(window.bounds[0] is not None for window in read.windows):
-                continue
-            for partial, item, rows in partials_of(read):
-                if partial in (LAST, LATEST):
-                    self.latest[item] = max(rows, self.latest.get(item, 0))
-                else:
-                    self.everything = True
-        self.reads = EntityReads(grouping.reads, layout.words)
-        self.asked = tallies.Asked(grouping.reads, layout.words)
-
-    def goes_as_far_as(self, other: Reach) -> bool:
-        """Whether rows that were fetched for this are all that another over the same rows needs."""
-        return (
-            self.ahead >= other.ahead
-            and (self.everything or (not other.everything and self.past >= other.past))
-            and (self.everything or all(self.latest.get(i, 0) >= n for i, n in other.latest.items()))
-        )
 
 
 def new_prefix() -> bytes:

@@ -51,8 +51,9 @@ from sameworld.stores.keeping import (
     token_of,
     written_of,
 )
-from sameworld.stores.lmdb import SIZES, Index, Reach, Sizes, check_room
+from sameworld.stores.lmdb import SIZES, Index, Sizes, check_room
 from sameworld.stores.prepared import Prepared
+from sameworld.stores.reach import Reach
 from sameworld.stores.record_log import Durability, RecordLog
 from sameworld.stores.snapshot import Asks, Snapshot, wanted
 from sameworld.stores.view import IndexView, SharedStore

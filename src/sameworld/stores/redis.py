@@ -26,8 +26,9 @@ import redis
 
 from sameworld.errors import StoreError
 from sameworld.stores.keeping import NOTHING, Kept, kept_from, token_of
-from sameworld.stores.lmdb import SIZES, Index, Reach, chunk_key, entity_prefix, start_of
+from sameworld.stores.lmdb import SIZES, Index, chunk_key, entity_prefix, start_of
 from sameworld.stores.named import without_password
+from sameworld.stores.reach import Reach
 from sameworld.stores.tallies import Missing, Record, head_bytes
 from sameworld.stores.view import Fetched, SharedView, Wanted
 
@@ -361,7 +362,7 @@ class _Wish:
         self._ranges: set[tuple[int, int]] = set()
 
     def add(self, reach: Reach, t: int, at: int) -> None:
-        edges = reach.asked.at(at)
+        edges = reach.windows.at(at)
         self._since = min(self._since, t - reach.past)
         self._depth = -1 if reach.everything or self._depth < 0 else self._depth
         self._low = min(self._low, edges.low)

@@ -15,7 +15,7 @@ from sameworld.asof.tally import Tallied
 from sameworld.errors import StoreError
 from sameworld.stores.clock import Clock
 from sameworld.stores.keeping import has_all
-from sameworld.stores.lmdb import Reach
+from sameworld.stores.reach import Reach
 from sameworld.stores.tallies import Found
 from sameworld.stores.view import View, Wanted
 

@@ -126,7 +126,7 @@ class Found:
     tallies: Tallies | None = None
 
 
-class Asked:
+class Windows:
     """What windows want of an entity whose chunks have tallies.
 
     Args:

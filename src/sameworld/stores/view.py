@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import lmdb
 
 from sameworld.stores.keeping import Kept
-from sameworld.stores.lmdb import Index, Reach, entity_prefix, has_latest
+from sameworld.stores.lmdb import Index, entity_prefix
+from sameworld.stores.reach import Reach, has_latest
 from sameworld.stores.tallies import Found, Missing, Record, choose
 
 Wanted = Sequence[tuple[Reach, Sequence[tuple[Any, ...]]]]
@@ -83,7 +84,7 @@ class Fetched:
         same = (id(reach), t)
         if same not in self._made:
             last = max(self.chunks)
-            self._made[same] = choose(reach.asked.at(t), reach.layout, self.records, (last, self.chunks[last]), self.chunks.__getitem__)  # fmt: skip
+            self._made[same] = choose(reach.windows.at(t), reach.layout, self.records, (last, self.chunks[last]), self.chunks.__getitem__)  # fmt: skip
         return self._made[same]
 
     def has_latest(self, reach: Reach, t: int) -> bool:
