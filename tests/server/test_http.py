@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sameworld.server import http
+from sameworld.server.client import Client
 from sameworld.server.http import MOST_BODY_BYTES, Http, Reply, Request
 
 
@@ -295,6 +297,25 @@ def test_once_closed_no_request_is_taken_and_no_answer_given() -> None:
     asyncio.run(talk())
 
 
+def test_a_request_that_its_caller_gives_up_leaves_no_connection() -> None:
+    async def talk() -> None:
+        async with listening() as (echo, served, port):
+            client = Client("127.0.0.1", port)
+            asked = asyncio.ensure_future(client.request("POST", "/held", b"x"))
+            async with asyncio.timeout(10):
+                while not echo.held:
+                    await asyncio.sleep(0.01)
+                asked.cancel()
+                await asyncio.sleep(0.01)
+                echo.held[0]()
+                while served.connections:
+                    await asyncio.sleep(0.01)
+            assert (await client.request("POST", "/a", b"y")).status == 200
+            await client.close()
+
+    asyncio.run(talk())
+
+
 # asyncio itself drops a connection that it was just taking
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("turns", range(8))
@@ -315,3 +336,4 @@ def test_a_connection_that_comes_while_the_port_is_given_up_is_only_ended(turns:
             late.close()
 
     asyncio.run(talk())
+    gc.collect()  # what it says of that is said here, where it is expected

@@ -110,9 +110,11 @@ class Client:
             try:
                 connection = self._idle.pop() if self._idle else await self._connect()
                 status, answer = await connection.send(message)
-            except OSError as error:
+            except BaseException as error:
                 if connection is not None:
-                    connection.close()
+                    connection.close()  # nobody else would, where the caller waits no longer
+                if not isinstance(error, OSError):
+                    raise
                 if time.monotonic() > until:
                     raise ConnectionError(
                         f"{self._host}:{self._port} stayed away for {self._patience:.0f} s: {error}"

@@ -288,8 +288,11 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None:
             if self._paused:
                 self._transport.resume_reading()
-            if self._transport.can_write_eof():
+            try:
                 self._transport.write_eof()
+            except OSError:  # the client has gone
+                self._transport.abort()
+                return
             asyncio.get_running_loop().call_later(_LINGER_SECONDS, self.close)
 
     def _pause(self) -> None:
