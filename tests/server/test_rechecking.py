@@ -14,7 +14,9 @@ import pytest
 from driven_server import Driven, driven
 from small_world import WORLD, SmallWorld, make
 
+from sameworld.engines.duckdb import DuckDBEngine
 from sameworld.evaluation.kept import kept_answers, not_judged, wrong_answers
+from sameworld.server.app import Server
 from sameworld.server.lanes import GuardedLane, NativeLane
 from sameworld.stores.prediction_log import predictions
 from sameworld.training.bundle import Bundle, Registry
@@ -66,7 +68,7 @@ def bundle_of(server: Driven, model: str) -> Bundle:
 def value(server: Driven, model: str) -> float:
     status, answer = server.predict(REQUEST, model)
     (prediction,) = answer["predictions"]
-    assert (status, prediction["tier"]) == (200, "model")
+    assert (status, prediction["tier"], prediction["reason"]) == (200, "model", "")
     return prediction["value"]
 
 
@@ -119,23 +121,49 @@ def test_a_difference_on_a_live_row_lets_the_library_answer_from_then_on(
         assert [m["execution"] for m in status["models"] if m["model"] == model] == [f"library: {told}"]
 
 
-@pytest.mark.parametrize(("model", "lane"), [("plain", NativeLane), ("histograms", GuardedLane)])
-def test_trees_that_say_something_else_where_they_are_served_do_not_answer(
-    world: SmallWorld, tmp_path: Path, model: str, lane: type
-) -> None:
-    copied = world.copy(tmp_path / "world")
+def with_harmed_trees(world: SmallWorld, folder: Path, model: str) -> SmallWorld:
+    """Give a copy whose newest bundle of a model has trees that say something else."""
+    copied = world.copy(folder)
     registry = Registry(copied.folder / "registry")
     bundle = registry.load(registry.newest(model) or "")
     assert bundle.scorer.compiled is not None
     compiled = Compiled(harmed(bundle.scorer.compiled.trees), lambda: bundle.estimator)
     none = [None] * len(bundle.parts)
     registry.save(Bundle(bundle.description, bundle.model, bundle.estimator, bundle.selftest, compiled=[compiled, *none]))  # fmt: skip
+    return copied
+
+
+@pytest.mark.parametrize(("model", "lane"), [("plain", NativeLane), ("histograms", GuardedLane)])
+def test_trees_that_say_something_else_where_they_are_served_do_not_answer(
+    world: SmallWorld, tmp_path: Path, model: str, lane: type
+) -> None:
+    copied = with_harmed_trees(world, tmp_path / "world", model)
     with driven(copied.config()) as server:
         # What is in the file is what this registry signed: only the self-test rows show what is wrong.
         assert isinstance(server.client.server.portfolio.models[model].lane, lane)
         with driven_like(world, tmp_path) as healthy:
             assert value(server, model) == value(healthy, model)
         assert bundle_of(server, model).execution.startswith("library: self-test row 0 is ") or lane is GuardedLane  # fmt: skip
+
+
+def test_a_model_that_moves_to_a_process_of_its_own_is_waited_for(world: SmallWorld, tmp_path: Path) -> None:
+    copied = with_harmed_trees(world, tmp_path / "world", "histograms")
+
+    async def run() -> None:
+        server = Server(copied.config())
+        server.store.fill(DuckDBEngine(copied.folder))
+        server.start()
+        try:
+            async with asyncio.timeout(60):
+                while server.not_ready():
+                    await asyncio.sleep(0)  # looked at in every turn of the loop
+            lane = server.portfolio.models["histograms"].lane
+            assert isinstance(lane, GuardedLane)
+            assert lane.ready
+        finally:
+            await server.stop()
+
+    asyncio.run(run())
 
 
 def driven_like(world: SmallWorld, tmp_path: Path) -> Any:

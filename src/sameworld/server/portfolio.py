@@ -436,6 +436,8 @@ class Portfolio:
             entry.bytes = made.taken
             self.models[made.light.name] = entry.full
         if entry.light.guarded:
+            for lane in entry.light.guarded:
+                lane.start()  # now, and not when the task has its turn: what is to be waited for is known by then
             self._begin(self._awake(entry))
         entry.expected = entry.takes
         self._make_room()
