@@ -344,10 +344,14 @@ class Portfolio:
             return "it is served no more"
         if self._is_crowded(entry):
             return CROWDED
+        self._begin_processes(entry)
+        return STARTING
+
+    def _begin_processes(self, entry: _Entry) -> None:
+        """Start a model's processes at once, and not when a task has its turn: whoever asks what is to be waited for must see them."""
         for lane in entry.light.guarded:
             lane.start()
         self._begin(self._awake(entry))
-        return STARTING
 
     async def _awake(self, entry: _Entry) -> None:
         """Start a model's processes and, once they have what they need, let others make room for them."""
@@ -436,9 +440,7 @@ class Portfolio:
             entry.bytes = made.taken
             self.models[made.light.name] = entry.full
         if entry.light.guarded:
-            for lane in entry.light.guarded:
-                lane.start()  # now, and not when the task has its turn: what is to be waited for is known by then
-            self._begin(self._awake(entry))
+            self._begin_processes(entry)
         entry.expected = entry.takes
         self._make_room()
 

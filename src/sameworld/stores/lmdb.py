@@ -23,7 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sameworld.asof.aggregations import NEVER
-from sameworld.asof.entity import AVAILABLE, EVENT
+from sameworld.asof.entity import EVENT
 from sameworld.asof.plan import Grouping
 from sameworld.asof.schema import Schema
 from sameworld.asof.versions import closes_at
@@ -332,9 +332,7 @@ class Index:
                 chunk = value_of()
                 chunks.append(chunk)
                 if searching and not reach.layout.ends_with(chunk, searching, t):
-                    rows = reach.layout.unpack(chunk)[0]
-                    usable = rows[(rows[:, EVENT] < t) & (rows[:, AVAILABLE] < t)]
-                    searching = still_wanted(searching, usable, reach.layout)
+                    searching = still_wanted(searching, chunk, reach.layout, t)
                 else:
                     searching = _NOTHING
                 if not reach.everything and not searching and at[end:] <= oldest:

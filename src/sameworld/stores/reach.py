@@ -12,7 +12,7 @@ from sameworld.asof.entity import AVAILABLE, EVENT, EntityReads
 from sameworld.asof.plan import Grouping
 from sameworld.asof.read import partials_of
 from sameworld.stores import tallies
-from sameworld.stores.chunks import Layout, RowWords
+from sameworld.stores.chunks import Layout
 
 
 class Reach:
@@ -62,18 +62,20 @@ def has_latest(chunks: Iterable[Any], reach: Reach, t: int) -> bool:
     for chunk in chunks:
         if not searching:
             break
-        rows = reach.layout.unpack(chunk)[0]
-        usable = rows[(rows[:, EVENT] < t) & (rows[:, AVAILABLE] < t)]
-        searching = still_wanted(searching, usable, reach.layout)
+        searching = still_wanted(searching, chunk, reach.layout, t)
     return not searching
 
 
-def still_wanted(wanted: Mapping[int, int], usable: RowWords, layout: Layout) -> dict[int, int]:
-    """Give how many rows are wanted of each input once these are found; nothing of an input that has enough."""
+def still_wanted(
+    wanted: Mapping[int, int], chunk: bytes | memoryview, layout: Layout, t: int
+) -> dict[int, int]:
+    """Give how many rows are wanted of each input once those of a chunk that are readable at `t` are found; nothing of an input that has enough."""
+    rows = layout.unpack(chunk)[0]
+    usable = rows[(rows[:, EVENT] < t) & (rows[:, AVAILABLE] < t)]
     left: dict[int, int] = {}
-    for number, rows in wanted.items():
+    for number, count in wanted.items():
         word, mask = layout.words.valid[number]
-        missing = rows - int(np.count_nonzero(usable[:, word] & mask))
+        missing = count - int(np.count_nonzero(usable[:, word] & mask))
         if missing > 0:
             left[number] = missing
     return left
